@@ -158,7 +158,7 @@ class BackupFiles:
             VolumeError: it cannot be read.
         """
         self.require_vouched()
-        if self.stated_sha256 not in (None, file_sha256(self.path) if self.stated_sha256 else None):
+        if self.stated_sha256 is not None and file_sha256(self.path) != self.stated_sha256:
             raise NotVouchedError(
                 f"{self} is not the archive that was signed",
                 why="its SHA-256 is another: it is damaged, or was replaced",

@@ -136,7 +136,7 @@ def test_folders_that_others_can_read_are_a_warning(tmp_path: Path) -> None:
 
 
 def nothing_is_unexpected(volume: Path, *expected: str) -> None:
-    """Assert that the doctor, run as `nobody` in a child process, finds the expected words."""
+    """Assert that the doctor, run as an ordinary account in a child process, finds the expected words."""
 
     def look() -> None:
         lines = list(doctor.volume(system_on(volume))) + list(doctor.backups(system_on(volume)))

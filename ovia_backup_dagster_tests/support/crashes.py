@@ -77,7 +77,7 @@ def in_a_child(action: Callable[[], object]) -> int:
 def raised_as_nobody(action: Callable[[], object]) -> BaseException | None:
     """The exception that the action raises for a user to whom file modes apply, unlike root.
 
-    Root becomes the account `nobody`; another user stays the same, so deny access by ``chmod`` and not by owner.
+    Root becomes an ordinary account; another user stays the same, so deny access by ``chmod`` and not by owner.
     """
     reading, writing = os.pipe()
 
