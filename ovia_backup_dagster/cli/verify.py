@@ -24,17 +24,20 @@ from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, prin
 )
 @json_option
 def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
-    """Read a whole backup back, and report whether it is good. Exit code 1: it is bad."""
+    """Read a whole backup back, and report whether it is good. Exit code 1: it is bad, or could not be verified."""
     from ovia_backup_dagster.core.backup import State
 
     system = system_from_environment()
     if unverified:
         outcomes = system.verifier.verify_unverified(log=log)
+        now = datetime.now(UTC)
+        left = [backup for backup in system.catalog.backups() if backup.state(now) is State.UNVERIFIED]
         if as_json:
             print_json([backup_as_dict(outcome.backup, datetime.now(UTC)) for outcome in outcomes])
         else:
-            click.echo(f"{sum(o.judgement.good for o in outcomes)} of {len(outcomes)} are verified")
-        sys.exit(0 if all(o.judgement.good for o in outcomes) else 1)
+            count = sum(outcome.judgement.good for outcome in outcomes)
+            click.echo(f"{count} of {len(outcomes) + len(left)} are verified")
+        sys.exit(FAILED if left or not all(outcome.judgement.good for outcome in outcomes) else 0)
     verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=log)
     judgement, witness = verified.judgement, verified.witness
     if as_json:

@@ -43,7 +43,7 @@ def parse_header(head: bytes) -> ArchiveHeader | None:
     ``None`` for an unknown archive version.
 
     Raises:
-        ValueError: the bytes are no header, or a broken one.
+        ValueError: the bytes are not a header, or a broken one.
     """
     if not head.startswith(MAGIC) or len(head) < len(MAGIC) + 3:
         raise ValueError("no archive")

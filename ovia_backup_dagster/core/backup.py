@@ -212,11 +212,11 @@ class Backup(BackupFiles):
         if self.judgement is not None and not self.judgement.good:
             return self.judgement.problem(str(self))
         if not self.is_archive:
-            why = "it is no archive: the dump failed before it began"
+            why = "it is not an archive: the dump failed before it began"
             if self.foreign:
                 why = f"it is {self.foreign[0]}, and no archive of pg_dump's custom format"
             elif self.size_bytes >= len(MAGIC):
-                why = "it is no archive: it was overwritten, or is another program's"
+                why = "it is not an archive: it was overwritten, or is another program's"
             return bad_backup(str(self), why)
         return bad_backup(str(self), "; ".join(self.contradictions)) if self.contradictions else None
 

@@ -76,7 +76,7 @@ class Check(StrEnum):
     )
     FUNCTIONS = (
         "functions_gain_no_rights", _PROOF, CheckSeverity.ODD,
-        "No function of a role that is no superuser is run as one, on a server that others use.",
+        "No function of a role that is not a superuser is run as one, on a server that others use.",
     )
     EXTENSIONS = (
         "extensions_as_in_source", _PROOF, CheckSeverity.BAD,

@@ -406,7 +406,7 @@ class ArchiveDamagedError(BackupError):
 
 
 class ArchiveFormatError(BackupError):
-    """The client cannot read the archive's format. This is no verdict: a newer client may read it."""
+    """The client cannot read the archive's format. This is not a verdict: a newer client may read it."""
 
 
 # ---- Docker Swarm, and the application in it

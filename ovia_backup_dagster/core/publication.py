@@ -136,6 +136,6 @@ def _by_suffix(contents: Mapping[SidecarKind[Any], bytes]) -> dict[str, bytes]:
 
 def _protect(catalog: Catalog) -> None:
     """Protect the dump from the old script while that shares the volume."""
-    # A backup that cannot be protected is as exposed as without a hand-over, which is no reason to fail.
+    # A backup that cannot be protected is as exposed as without a hand-over, which is not a reason to fail.
     with contextlib.suppress(OSError):
         protect(catalog.root)

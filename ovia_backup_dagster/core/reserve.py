@@ -19,7 +19,7 @@ RESERVE_BYTES = 4 * 1024 * 1024
 
 
 def keep_reserve(root: Path) -> None:
-    """Reserve the space, if the disk has plenty; a failure is no error."""
+    """Reserve the space, if the disk has plenty; a failure is not an error."""
     path = root / RESERVE
     with contextlib.suppress(OSError):
         if exists(path) or shutil.disk_usage(root).free < 16 * RESERVE_BYTES:

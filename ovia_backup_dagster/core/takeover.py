@@ -109,7 +109,7 @@ def finish(
     Call this after the old service is removed.
 
     Raises:
-        VolumeError: this user lacks the rights, ``root`` is no backup volume, or a file is in the way.
+        VolumeError: this user lacks the rights, ``root`` is not a backup volume, or a file is in the way.
         LockHeldError: the owner is changed, but the protection has not ended.
     """
     owned = _own(root, owner)
@@ -120,7 +120,7 @@ def finish(
     if in_the_way:
         raise VolumeError(
             f"{root / FOLDER} cannot be removed: {some(in_the_way, _NAMED)} in it",
-            why="it is no dump of ours, or another file has its name by now",
+            why="it is not a dump of this volume, or another file has its name by now",
             fix=f"ls -lR {root / FOLDER}; move it where it belongs, or remove it; then the same command again",
         )
     return HandedOver(tuple(owned.changed), owned.unchanged, tuple(owned.left_alone), None, came_back)
@@ -284,14 +284,14 @@ def _volume(root: Path, owner: Owner) -> Iterator[tuple[int, _Owned]]:
                 with _Owned(root, owner, 0).explained(""):
                     raise
             why = "it is a file, or a link that another user could have made"
-            raise VolumeError(f"{root} is no folder", why=why, fix=fix) from None
+            raise VolumeError(f"{root} is not a folder", why=why, fix=fix) from None
         here = os.fstat(volume)
         if any(os.path.samestat(here, os.stat(path)) for path in _SYSTEM if os.path.exists(path)):
-            raise VolumeError(f"{root} is no backup volume", why="it is a folder of the system's", fix=fix)
+            raise VolumeError(f"{root} is not a backup volume", why="it is a folder of the system's", fix=fix)
         names = set(os.listdir(volume)) - {_LOST_AND_FOUND}
         if names and not names & {*_OURS}:
             why = f"it holds {some(sorted(names), _NAMED)}, and nothing of ours"
-            raise VolumeError(f"{root} is no backup volume", why=why, fix=fix)
+            raise VolumeError(f"{root} is not a backup volume", why=why, fix=fix)
         yield volume, _Owned(root, owner, here.st_dev)
 
 

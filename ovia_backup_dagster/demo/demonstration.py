@@ -227,9 +227,13 @@ def _alone(cluster: Cluster) -> Iterator[None]:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL."""
+    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL.
+
+    A shell starts background jobs with SIGINT ignored, and their children inherit that: then SIGTERM is the first.
+    """
     process.poll()
-    for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    asked = ((signal.SIGINT, 20.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
+    for kind, seconds in asked[signal.getsignal(signal.SIGINT) is signal.SIG_IGN :]:
         deadline = time.monotonic() + seconds
         try:
             os.killpg(process.pid, kind)

@@ -83,7 +83,9 @@ def _scratch_server(system: BackupSystem) -> Iterator[Observation]:
 def _folder(system: BackupSystem, folder: Path) -> Iterator[Observation]:
     shown = shell_word(str(folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        yield fail(Area.DRILLS, f"{folder} is no folder that this user may write to", f"ls -ld {shown}; set DRILL_DIR")
+        yield fail(
+            Area.DRILLS, f"{folder} is not a folder that this user may write to", f"ls -ld {shown}; set DRILL_DIR"
+        )
         return
     left = remains(folder)
     if left:

@@ -59,8 +59,9 @@ def _no_role(target: Connection, found: Sequence[BackupError]) -> Observation:
     """Report that no role for restores is set: the dumping role should only read, so a restore needs another role."""
     text = f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {target.user}, which dumps: "
     psql = f"psql -q -h {shell_word(target.host)} -p {target.port} -U SUPERUSER -d {shell_word(target.database)}"
-    make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql; then RESTORE_POSTGRES_USER=ovia_restore"
-    return warn(Area.RESTORES, text + "; ".join(each.what for each in found), make)
+    make = f"RESTORE_PASSWORD=... {psql} < deploy/restore-role.sql"
+    then = "then set RESTORE_POSTGRES_USER=ovia_restore and RESTORE_POSTGRES_PASSWORD"
+    return warn(Area.RESTORES, text + "; ".join(each.what for each in found), f"{make}; {then}")
 
 
 def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Observation]:

@@ -87,7 +87,7 @@ def volume(system: BackupSystem) -> Iterator[Observation]:
             yield from _missing(catalog)
             return
         if not root.is_dir():
-            yield fail(Area.VOLUME, f"{root} is no folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
+            yield fail(Area.VOLUME, f"{root} is not a folder", f"ls -l {shell_word(str(root))}; then set BACKUP_DIR")
             return
         require_writable(root)
         yield from _writable(catalog)
@@ -394,7 +394,7 @@ def backups(system: BackupSystem) -> Iterator[Observation]:
     wrong = [answer for answer in others if answer.trouble or answer.why]
     observed = from_answer(Area.BACKUPS, fresh)
     if found.level is FreshnessLevel.MISSING and not found.rejected:
-        # The doctor also runs before the first backup, so it is no failure that none exists yet.
+        # The doctor also runs before the first backup, so it is not a failure that none exists yet.
         observed = replace(observed, level=Severity.WARN, fix=_FIRST_BACKUP)
     if fresh.what not in (answer.what for answer in wrong):
         yield observed

@@ -139,7 +139,7 @@ def _level(age: timedelta, max_age: timedelta) -> FreshnessLevel:
 def _unverified_too_long(backups: Iterable[Backup], max_age: timedelta, now: datetime) -> bool:
     """Whether dumps are made, but verification has stopped, which must be reported as well.
 
-    The old script's dumps may have waited for weeks for their first verification; they alone are no reason.
+    The old script's dumps may have waited for weeks for their first verification; they alone are not a reason.
     """
     ours_waits = False
     for backup in backups:

@@ -23,7 +23,7 @@ def strangeness(
 
     Args:
         witness: the dump's contents.
-        cluster: the dump's system identifier; ``None``, if it is unknown, is no sign.
+        cluster: the dump's system identifier; ``None``, if it is unknown, is not a sign.
         previous: name and contents of the last verified dump before it.
         known: name and system identifier of the last verified dump before it whose identifier is known.
         meant: system identifiers of other clusters that the dump may be of.

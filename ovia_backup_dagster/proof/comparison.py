@@ -1,7 +1,7 @@
 """Whether a restored copy equals its archive: compares two readings, by pure functions.
 
 Different content is bad. The same content in another order, or SQL that is written differently, is odd. What was the
-same in the source is no finding. ``copy_restoration`` and ``copy_comparison`` make and read the copy.
+same in the source is not a finding. ``copy_restoration`` and ``copy_comparison`` make and read the copy.
 """
 
 from __future__ import annotations

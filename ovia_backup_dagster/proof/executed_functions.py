@@ -63,7 +63,9 @@ class Reach:
     def __str__(self) -> str:
         more = f" and {len(self.functions) - _SHOWN:,} more" if len(self.functions) > _SHOWN else ""
         count = f"{len(self.functions):,} function{'s' * (len(self.functions) != 1)}"
-        return f"{count} of roles that are no superuser run as {self.role}: {', '.join(self.functions[:_SHOWN])}{more}"
+        return (
+            f"{count} of roles that are not superusers run as {self.role}: {', '.join(self.functions[:_SHOWN])}{more}"
+        )
 
 
 def reach(server: Connection, programs: Programs, backup: Backup) -> Reach:

@@ -60,7 +60,7 @@ def refresh_in_session(
         listing: the archive's contents list, which holds all names.
 
     Raises:
-        BackupError: the server or its disk failed, which is no finding about a view.
+        BackupError: the server or its disk failed, which is not a finding about a view.
     """
     with connect(target, options) as session:
         be_patient(session)

@@ -183,7 +183,7 @@ class Restorer:
             search_path: the source database's own setting; ``None`` for the default of the copy's server.
 
         Raises:
-            BackupError: the server or its disk failed, which is no finding about a view.
+            BackupError: the server or its disk failed, which is not a finding about a view.
         """
         for jobs in (self.jobs, 1):
             # The messages of several jobs are interleaved, so a single job refreshes failed views again.

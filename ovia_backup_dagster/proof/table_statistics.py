@@ -29,7 +29,7 @@ def analyze(copy: Connection, programs: Programs, options: str, jobs: int, recor
         record: receives the result.
 
     Raises:
-        ServerError: the server or its disk failed, which is no finding about the copy.
+        ServerError: the server or its disk failed, which is not a finding about the copy.
     """
     command: tuple[str, ...] = (
         programs.path("vacuumdb"),

@@ -79,7 +79,7 @@ def _request(url: str) -> tuple[urllib.request.Request, str]:
     if not usable:
         raise HealthError(
             "the application's health cannot be checked",
-            why="HEALTH_URL is no http or https URL",
+            why="HEALTH_URL is not an http or https URL",
             fix="set HEALTH_URL to one such as http://ovia-api:8080/health",
         )
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")

@@ -154,7 +154,7 @@ class Words:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
                 raise VolumeError(
-                    f"cannot read {path}", why="it is no plan of ours", fix=f"ls -ld {path}; rm -r {path}"
+                    f"cannot read {path}", why="it is not a restore plan", fix=f"ls -ld {path}; rm -r {path}"
                 )
             with as_volume_error(f"cannot read {path}"):
                 text = os.read(descriptor, _MOST_BYTES)

@@ -61,7 +61,7 @@ class KeptDatabases:
         return [
             name
             for name, record in newest.items()
-            # A database that an undo would have made live is no copy; one that was live for a while is kept.
+            # A database that an undo would have made live is not a copy; one that was live for a while is kept.
             if record.outcome == "put back" and Step.RESTORE in record.order.steps
             if name not in (record.order.database, record.kept)
             if database_state(self.target, name).exists

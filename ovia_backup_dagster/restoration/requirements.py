@@ -125,7 +125,7 @@ class Offers:
         a_superuser: the name of a superuser of the server.
         extensions: name -> the extension.
         settings: needed parameters that the role may not set.
-        strangers: owners that the role is no member of -> whether they are superusers.
+        strangers: owners that the role is not a member of -> whether they are superusers.
         closed: entries of ``placed`` that the role may not create.
         libraries: needed libraries that are missing, as far as the role may see.
         dictionaries, collations: name of a needed object -> the server's error when it is created.
@@ -228,7 +228,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         found.append(
             RestoreRefusedError(
                 f"role {offers.role} may not give what is in {needs.backup} to its owner {some(others)}",
-                why="it is no member of that role, with INHERIT and SET",
+                why="it is not a member of that role, with INHERIT and SET",
                 fix=f"as a superuser: GRANT {owners} TO {me} WITH INHERIT TRUE, SET TRUE{rest}",
             )
         )

@@ -65,10 +65,10 @@ def _range(part: str, at: int) -> Sequence[int]:
     name, least, most, _ = _FIELDS[at]
     match = _PART.fullmatch("*" if part == "?" and at in (_DAY, _WEEKDAY) else part)
     if match is None or (match["first"] == "*" and match["last"]):
-        raise ValueError(f"{part!r} is no {name}")
+        raise ValueError(f"{part!r} is not a valid {name}")
     step = int(match["step"] or 1)
     if step < 1:
-        raise ValueError(f"{part!r} is no {name}: its step must be 1 or more")
+        raise ValueError(f"{part!r} is not a valid {name}: its step must be 1 or more")
     if match["first"] == "*":
         first, last = least, most
     else:
@@ -84,7 +84,7 @@ def _number(text: str, at: int) -> int:
     name, least, most, names = _FIELDS[at]
     value = names.get(text, int(text) if text.isdigit() else -1)
     if not least <= value <= most:
-        raise ValueError(f"{text!r} is no {name}: that is {least} to {most}")
+        raise ValueError(f"{text!r} is not a valid {name}: that is {least} to {most}")
     return value
 
 

@@ -31,12 +31,12 @@ def signing_key(variable: str, path: Path) -> Ed25519PrivateKey:
     """The private key in a file, without a passphrase.
 
     Raises:
-        SettingsError: it cannot be read, or is no such key; names the variable that names the file.
+        SettingsError: it cannot be read, or is not such a key; names the variable that names the file.
     """
     try:
         key = load_ssh_private_key(_read(variable, path), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise _unusable(variable, path, "it is no OpenSSH private key, or has a passphrase") from None
+        raise _unusable(variable, path, "it is not an OpenSSH private key, or has a passphrase") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise _unusable(variable, path, "its key is not of type Ed25519")
     return key
@@ -46,12 +46,12 @@ def verify_key(variable: str, path: Path) -> Ed25519PublicKey:
     """The public key in a file (``ssh-ed25519 AAAA…``).
 
     Raises:
-        SettingsError: it cannot be read, or is no such key; names the variable that names the file.
+        SettingsError: it cannot be read, or is not such a key; names the variable that names the file.
     """
     try:
         key = load_ssh_public_key(_read(variable, path).strip())
     except (ValueError, UnsupportedAlgorithm):
-        raise _unusable(variable, path, "it is no OpenSSH public key") from None
+        raise _unusable(variable, path, "it is not an OpenSSH public key") from None
     if not isinstance(key, Ed25519PublicKey):
         raise _unusable(variable, path, "its key is not of type Ed25519")
     return key

@@ -387,7 +387,7 @@ def test_a_file_mounted_from_elsewhere_is_left_alone(root: Path, tmp_path: Path)
 def test_a_system_folder_is_refused_as_a_volume(path: str) -> None:
     before = os.stat(path)
     error = refused(lambda: takeover.begin(Path(path), US, NOW))
-    assert error.account == f"{Path(path)} is no backup volume: it is a folder of the system's"
+    assert error.account == f"{Path(path)} is not a backup volume: it is a folder of the system's"
     assert (os.stat(path).st_uid, os.stat(path).st_mode) == (before.st_uid, before.st_mode)
 
 
@@ -395,17 +395,17 @@ def test_a_folder_of_other_files_is_refused_as_a_volume(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     before = everything(tmp_path)
     error = refused(lambda: takeover.begin(tmp_path, US, NOW))
-    assert error.account == f"{tmp_path} is no backup volume: it holds thesis.tex, and nothing of ours"
+    assert error.account == f"{tmp_path} is not a backup volume: it holds thesis.tex, and nothing of ours"
     assert everything(tmp_path) == before
 
 
 def test_a_missing_volume_cannot_be_handed_over(tmp_path: Path) -> None:
     assert isinstance(refused(lambda: takeover.begin(tmp_path / "x", US, NOW)), VolumeMissingError)
     (tmp_path / "x").touch()
-    assert refused(lambda: takeover.begin(tmp_path / "x", US, NOW)).what == f"{tmp_path / 'x'} is no folder"
+    assert refused(lambda: takeover.begin(tmp_path / "x", US, NOW)).what == f"{tmp_path / 'x'} is not a folder"
     (tmp_path / "volume").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "volume")
-    assert refused(lambda: takeover.begin(tmp_path / "link", US, NOW)).what == f"{tmp_path / 'link'} is no folder"
+    assert refused(lambda: takeover.begin(tmp_path / "link", US, NOW)).what == f"{tmp_path / 'link'} is not a folder"
     assert names(tmp_path / "volume") == set()
 
 

@@ -285,7 +285,7 @@ def test_verification_reads_the_chosen_backup(location: Location) -> None:
     assert materialized(latest)["dump_verification"]["backup"] == newer.path.name
 
 
-# The last path exists, but is no backup: a user of the UI must not be able to open arbitrary files of the host.
+# The last path exists, but is not a backup: a user of the UI must not be able to open arbitrary files of the host.
 @pytest.mark.parametrize(
     "wanted", ["nothing.dump", "../weekly/nothing.dump", "'; rm -rf ~; '.dump", "a\nb", "/etc/passwd"]
 )
@@ -555,7 +555,7 @@ def test_old_dumps_are_verified_on_first_sight(location: Location, database: Con
     catalog = location.catalog
     # Each on its own day, at any hour: only the newest of a day is kept.
     good = old_dump(catalog, timedelta(days=1, hours=12), whole)
-    # Older than a table that is expected today, which is no fault of the dump.
+    # Older than a table that is expected today, which is not a fault of the dump.
     early = old_dump(catalog, timedelta(days=3), archive(programs, database, "--exclude-table=identities"))
     cut = old_dump(catalog, timedelta(days=5), whole[: len(whole) // 2])
     weekly = old_dump(catalog, timedelta(days=9), whole, tier=Tier.WEEKLY)

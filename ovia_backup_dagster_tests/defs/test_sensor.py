@@ -859,7 +859,7 @@ def test_replaced_databases_of_another_do_not_count(real: Daemon, new_location: 
 
 
 def test_the_volume_decides_and_not_dagsters_events(daemon: Daemon) -> None:
-    """A new materialization without a file is no backup."""
+    """A new materialization without a file is not a backup."""
     for name in ("daily_dump", "dump_verification"):
         daemon.location.instance.report_runless_asset_event(dg.AssetMaterialization(name))
     assert daemon.tick() is not None

@@ -77,7 +77,7 @@ def test_no_helper_is_imported_from_a_test_module() -> None:
 
 
 def _imported(node: ast.AST) -> list[str]:
-    """The full names that a statement imports; empty if it is no import."""
+    """The full names that a statement imports; empty if it is not an import."""
     match node:
         case ast.Import(names=names):
             return [name.name for name in names]

@@ -107,7 +107,7 @@ def test_an_unreachable_server_is_a_failure(
 
 
 def test_a_missing_folder_is_a_failure(here: BackupSystem, database: Connection, volume: Path, bin_dir: Path) -> None:
-    line = the(lines(system_of(database, volume, bin_dir, DRILL_DIR="/nowhere")), "/nowhere is no folder")
+    line = the(lines(system_of(database, volume, bin_dir, DRILL_DIR="/nowhere")), "/nowhere is not a folder")
     assert (line.level, "DRILL_DIR" in line.fix) == (Severity.FAIL, True)
 
 

@@ -99,7 +99,7 @@ def test_a_missing_folder_is_reported_with_its_mkdir(tmp_path: Path) -> None:
 def test_a_file_in_the_folders_place_is_reported(volume: Path) -> None:
     volume.write_text("not a folder")
     (line,) = volume_of(volume)
-    assert (line.level, line.text) == (Severity.FAIL, f"{volume} is no folder")
+    assert (line.level, line.text) == (Severity.FAIL, f"{volume} is not a folder")
     assert line.fix == f"ls -l {volume}; then set BACKUP_DIR"
 
 
@@ -385,7 +385,7 @@ def test_a_bad_dump_above_a_verified_one_is_a_warning(volume: Path) -> None:
     write_dump(catalog, NOW - timedelta(hours=1), content=b"no archive")
     fresh, bad = doctor.backups(system_on(volume))
     assert (fresh.level, fresh.text.endswith("; newer than it: 1 bad one")) == (Severity.OK, True)
-    assert (bad.level, "is no archive" in bad.text) == (Severity.WARN, True)
+    assert (bad.level, "is not an archive" in bad.text) == (Severity.WARN, True)
     assert "ovia-backup dump && ovia-backup verify latest" in bad.fix
 
 
@@ -400,7 +400,7 @@ def test_only_bad_backups_are_reported(volume: Path) -> None:
     write_dump(make_catalog(volume), NOW - timedelta(hours=1), content=b"no archive")
     missing, bad = doctor.backups(system_on(volume))
     assert (missing.level, "there is no backup but 1 bad one" in missing.text) == (Severity.FAIL, True)
-    assert (bad.level, "is no archive" in bad.text) == (Severity.WARN, True)
+    assert (bad.level, "is not an archive" in bad.text) == (Severity.WARN, True)
 
 
 def test_a_dump_from_the_future_is_reported(volume: Path) -> None:
@@ -584,7 +584,7 @@ def test_a_hand_over_is_a_warning_after_three_days(volume: Path) -> None:
     path.rename(volume / "removed by the old script")
     text = f"the hand-over from the old backup script began on {datetime.now(UTC):%Y-%m-%d}"
     assert the(volume_of(volume), text).level is Severity.OK
-    # The removed dump's sidecars are no leftovers.
+    # The removed dump's sidecars are not leftovers.
     assert the(volume_of(volume), "left behind").text == "nothing was left behind by a crash"
     for days, level in ((2.9, Severity.OK), (3.1, Severity.WARN)):
         began = (NOW - days * DAY).timestamp()

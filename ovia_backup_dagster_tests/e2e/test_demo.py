@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -96,6 +97,21 @@ def test_a_failing_job_is_reported(folder: Path) -> None:
     assert "cannot use the backup folder" in result.stderr
     assert "Traceback" not in result.stderr
     assert processes_of(folder) == []
+
+
+def test_a_background_job_ends_its_children_by_sigterm() -> None:
+    """Its shell started it with SIGINT ignored, which its children inherit."""
+    script = """
+        import signal, subprocess
+        from ovia_backup_dagster.demo.demonstration import end_group
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.Popen(("sleep", "600"), start_new_session=True)
+        end_group(child)
+        print(-child.returncode)"""
+    done = subprocess.run(
+        (sys.executable, "-c", dedent(script)), capture_output=True, text=True, timeout=15, check=True
+    )
+    assert done.stdout.strip() == str(int(signal.SIGTERM))
 
 
 @pytest.mark.exhaustive

@@ -151,7 +151,7 @@ def test_the_owner_is_required(alone: Cli, volume: Path) -> None:
 
 
 def test_a_folder_that_is_no_volume_is_refused(alone: Cli, tmp_path: Path) -> None:
-    one_line(alone("hand-over", *TO, BACKUP_DIR="/etc"), 1, "/etc is no backup volume", "set BACKUP_DIR")
+    one_line(alone("hand-over", *TO, BACKUP_DIR="/etc"), 1, "/etc is not a backup volume", "set BACKUP_DIR")
     one_line(alone("hand-over", *TO, BACKUP_DIR="backups"), 1, "BACKUP_DIR", "is not an absolute path")
     one_line(alone("hand-over", *TO, BACKUP_DIR=str(tmp_path / "x")), 1, "does not exist")
 

@@ -144,7 +144,7 @@ def test_an_incomplete_dump_on_a_full_disk_is_reported(
 def test_truncated_output_of_pg_restore_is_an_error(
     archive: Path, bin_dir: Path, tmp_path: Path, when: str, ask: object, how: str
 ) -> None:
-    """The error is no verdict on the archive: the program is at fault."""
+    """The error is not a verdict on the archive: the program is at fault."""
     if when == "*--list*" and how == "head -n -12":
         how = "head -n -17"
     with lying(bin_dir, tmp_path, "pg_restore", when, how) as programs, pytest.raises(BackupError) as caught:

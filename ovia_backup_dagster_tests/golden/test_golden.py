@@ -114,7 +114,7 @@ def models() -> Iterator[tuple[Path, type[Sidecar]]]:
 
 
 def lost(before: Any, after: Any, where: str = "") -> Iterator[str]:
-    """The values of a file that its model does not return. A new field of the model is no loss."""
+    """The values of a file that its model does not return. A new field of the model is not a loss."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key in after:

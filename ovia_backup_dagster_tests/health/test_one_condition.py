@@ -163,7 +163,7 @@ def test_status_json_alert_and_doctor_agree(
     if level != "ok":
         assert check.metadata["next"].value == answer["next"]
 
-    # The doctor runs before the first backup is made, so a missing one is no failure.
+    # The doctor runs before the first backup is made, so a missing one is not a failure.
     expected = "warn" if put is missing else SEVERITIES[level]
     (observed,) = [each for each in doctors(location) if each.text == answer["text"]]
     assert observed.level == expected

@@ -30,7 +30,7 @@ from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 
 def test_a_file_without_read_permission_is_reported_with_a_fix() -> None:
-    """pg_restore names neither the cause nor a fix, and its failure is no verdict."""
+    """pg_restore names neither the cause nor a fix, and its failure is not a verdict."""
     with tempfile.TemporaryDirectory(prefix="ovia-t-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         closed = Path(folder) / "a.dump"

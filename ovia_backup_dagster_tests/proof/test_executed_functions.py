@@ -234,7 +234,7 @@ def test_a_superusers_drill_on_the_source_needs_trust(owner: Connection, bin_dir
     trusting = Choice(Where.DATABASE, trust_archive=True)
     evidence = drilling.driller.drill(backup, trusting, launched_by="a test", log=quiet)
     assert evidence.passed, evidence.failures
-    assert "1 function of roles that are no superuser run as postgres" in by_check(evidence)[Check.FUNCTIONS].text
+    assert "1 function of roles that are not superusers run as postgres" in by_check(evidence)[Check.FUNCTIONS].text
     assert is_superuser(owner) is True, "the attack does not work, and the test shows nothing"
     execute(drilling.source, f"ALTER ROLE {owner.user} NOSUPERUSER")
     # In a throwaway cluster, the owner of a function gains rights only there.

@@ -147,5 +147,5 @@ def test_no_proxy_is_used(application: Application, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_an_invalid_url_is_refused_at_once(url: str) -> None:
-    with pytest.raises(HealthError, match="HEALTH_URL is no http or https URL"):
+    with pytest.raises(HealthError, match="HEALTH_URL is not an http or https URL"):
         wait_until_healthy(url, 60, print)

@@ -195,7 +195,7 @@ def test_a_superuser_lends_what_this_role_does_not(restoring: Restoring) -> None
     """With a superuser, which the docs advised earlier, the attack is named and succeeds."""
     site = restoring.site
     strong = site.with_settings(RESTORE_POSTGRES_USER="postgres")
-    said = "1 function of roles that are no superuser run as postgres, a superuser: FUNCTION m f(integer)"
+    said = "1 function of roles that are not superusers run as postgres, a superuser: FUNCTION m f(integer)"
     for looked in (strong.restore("--plan", confirm=False), strong.place.run("doctor")):
         assert said in looked.output
         assert "deploy/restore-role.sql" in looked.output

@@ -52,15 +52,15 @@ def test_a_date_that_some_year_has_is_accepted(expression: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        ("60 3 * * *", "'60' is no minute: that is 0 to 59"),
-        ("0 24 * * *", "'24' is no hour: that is 0 to 23"),
-        ("0 3 * * 8", "'8' is no day of the week"),
+        ("60 3 * * *", "'60' is not a valid minute: that is 0 to 59"),
+        ("0 24 * * *", "'24' is not a valid hour: that is 0 to 23"),
+        ("0 3 * * 8", "'8' is not a valid day of the week"),
         ("*/0 3 * * *", "its step must be 1 or more"),
         ("0 3 * *", "it has 4 fields"),
         ("", "it has 0 fields"),
         ("@reboot", "only @hourly"),
         ("@yearly", "only @hourly"),
-        ("R 3 * * *", "'r' is no minute"),  # Dagster returns another minute each time
+        ("R 3 * * *", "'r' is not a valid minute"),  # Dagster returns another minute each time
     ],
 )
 def test_the_error_says_what_is_wrong(expression: str, words: str) -> None:

@@ -78,6 +78,8 @@ def test_a_volume_is_signed_and_a_forgery_refused(place: Place, tmp_path: Path) 
     for command in (("verify", forged.name), ("drill", forged.name), ("restore", forged.name, "--plan")):
         assert f"no signed statement vouches for {forged.name}" in signed.run(*command).refused()
     assert f"no statement vouches for {forged.name}" in signed.run("log", "verify").output
+    ended = signed.run("verify", "--unverified")
+    assert (ended.code, "0 of 1 are verified" in ended.output) == (1, True), ended.output
 
 
 def test_a_machine_that_only_restores_needs_no_signing_key(place: Place, tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_broken_log_stops_every_command_with_its_name(place: Place, tmp_path: 
         [
             ({"BACKUP_SIGNING_KEY_FILE": SIGNING_KEY}, "BACKUP_VERIFY_KEY_FILE is not set"),
             ({"BACKUP_VERIFY_KEY_FILE": "gone"}, r"gone cannot be read: No such file"),
-            ({"BACKUP_VERIFY_KEY_FILE": SIGNING_KEY}, "it is no OpenSSH public key"),
+            ({"BACKUP_VERIFY_KEY_FILE": SIGNING_KEY}, "it is not an OpenSSH public key"),
             ({"BACKUP_VERIFY_KEY_FILE": VERIFY_KEY, "BACKUP_SIGNING_KEY_FILE": "other"}, "are of two pairs"),
         ]
     ),

@@ -43,9 +43,9 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     ("content", "why"),
     [
         (None, "No such file"),
-        (b"", "it is no OpenSSH"),
-        (b"ssh-ed25519 AAAA", "it is no OpenSSH"),
-        (b"\xff\xfe" * 40, "it is no OpenSSH"),
+        (b"", "it is not an OpenSSH"),
+        (b"ssh-ed25519 AAAA", "it is not an OpenSSH"),
+        (b"\xff\xfe" * 40, "it is not an OpenSSH"),
     ],
 )
 @pytest.mark.parametrize("load", [signing_key, verify_key])
