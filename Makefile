@@ -122,7 +122,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-emit-index-url --no-emit-find-links pyproject.toml
 
 lock: ## resolve the dependencies to their newest versions (needs uv)
-	$(LOCK) --upgrade --extra demo --extra swarm --extra storage --group dev -o requirements.lock
+	$(LOCK) --upgrade --extra demo --extra swarm --extra storage --extra offsite --group dev -o requirements.lock
 	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --group build \
 		-o deploy/requirements.lock
 

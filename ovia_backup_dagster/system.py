@@ -35,6 +35,10 @@ from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:
+    from ovia_backup_dagster.offsite.encryption import Age
+    from ovia_backup_dagster.offsite.fetching import Fetcher
+    from ovia_backup_dagster.offsite.operations import RemoteOperations
+    from ovia_backup_dagster.offsite.rclone import Remote
     from ovia_backup_dagster.restoration.runner import Restorations
     from ovia_backup_dagster.signing.statement_log import StatementLog
 
@@ -122,6 +126,11 @@ class BackupSystem:
         if (log := self.statement_log) is None:
             raise SettingsError("BACKUP_VERIFY_KEY_FILE is not set", fix="ovia-backup keys init --to FOLDER")
         return log
+
+    @property
+    def offsite(self) -> Offsite:
+        """Copies on remotes."""
+        return Offsite(self)
 
     @property
     def connection(self) -> Connection:
@@ -260,3 +269,70 @@ class BackupSystem:
             SettingsError: the file cannot be read.
         """
         return Notifier(self.settings.notify_urls())
+
+
+@dataclass(frozen=True)
+class Offsite:
+    """Copies of one database's backups on remotes. Few commands need them, so each part is imported on access."""
+
+    system: BackupSystem
+
+    def remotes(self, *names: str, as_of: datetime | None = None) -> list[Remote]:
+        """The remotes of these names, in the order of the settings (default: all).
+
+        Args:
+            as_of: read the versions of that instant (UTC), on stores that keep versions.
+
+        Raises:
+            SettingsError: there is none, or none of a name.
+        """
+        from ovia_backup_dagster.offsite.rclone import Remote
+        from ovia_backup_dagster.offsite.rclone_program import Program
+
+        settings = self.system.settings
+        settings.require_volume()
+        known = {address.name: address for address in settings.offsite_remotes}
+        if not known:
+            raise SettingsError("OFFSITE_REMOTES is not set", fix="name a place for copies: docs/offsite.md")
+        if unknown := [name for name in names if name not in known]:
+            why = f"OFFSITE_REMOTES has {', '.join(known)}"
+            raise SettingsError(f"there is no remote {unknown[0]!r}", why=why, fix="ovia-backup offsite list")
+        program = Program(settings.rclone_config, settings.offsite_stall_minutes * 60, settings.offsite_bandwidth)
+        wanted = [address for name, address in known.items() if not names or name in names]
+        return [Remote(address, program, settings.offsite_lock_days, as_of=as_of) for address in wanted]
+
+    @property
+    def age(self) -> Age:
+        """The program that encrypts copies, with the keys of the settings."""
+        from ovia_backup_dagster.offsite.encryption import Age
+
+        return Age(self.system.settings.offsite_recipients, self.system.settings.offsite_identity_file)
+
+    @property
+    def policy(self) -> Policy:
+        """What each remote keeps."""
+        return Policy(
+            keep={tier: getattr(self.system.settings, f"offsite_{tier}_keep") for tier in Tier},
+            weekly_day=Weekday[self.system.settings.backup_weekly_day.upper()],
+            timezone=self.system.timezone,
+        )
+
+    def on(self, remote: Remote) -> RemoteOperations:
+        """Copying to a remote, verification and retention there.
+
+        Raises:
+            SettingsError: the signed log has no key.
+        """
+        from ovia_backup_dagster.offsite.operations import RemoteOperations
+
+        return RemoteOperations(self.system.catalog, self.system.required_statement_log, remote, self.age, self.policy)
+
+    def fetcher(self, remote: Remote) -> Fetcher:
+        """What brings backups back from a remote.
+
+        Raises:
+            SettingsError: the signed log has no key.
+        """
+        from ovia_backup_dagster.offsite.fetching import Fetcher
+
+        return Fetcher(remote, self.system.required_statement_log, self.age)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ovia_backup_dagster.cli.exit_codes import FAILED
+from ovia_backup_dagster.cli.fetch import at_hand
 from ovia_backup_dagster.cli.invocation import operator, system_from_environment
 from ovia_backup_dagster.cli.options import backup_argument, json_option
 from ovia_backup_dagster.cli.output import log, print_check_lines, print_json, print_table, printable, recovery_time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("drill")
 @backup_argument
+@click.option("--from", "remote", help="Fetch the backup from this remote first; likewise: REMOTE:BACKUP.")
 @click.option(
     "--where",
     type=click.Choice(["auto", "throwaway", "database"]),
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @json_option
 def drill_command(
     backup: str,
+    remote: str | None,
     where: str | None,
     jobs: int | None,
     keep: bool,
@@ -57,7 +60,12 @@ def drill_command(
         return
     driller = system.driller
     choice = system.drill_choice(where=where or "", jobs=jobs or 0, keep=keep, trust_archive=trust_archive)
-    evidence = driller.drill(driller.find(backup), choice, launched_by=operator(), log=log)
+    evidence = driller.drill(
+        driller.find(at_hand(system, f"{remote}:{backup}" if remote else backup)),
+        choice,
+        launched_by=operator(),
+        log=log,
+    )
     if as_json:
         click.echo(evidence.to_json(), nl=False)
     else:

@@ -25,6 +25,20 @@ def system_from_environment() -> BackupSystem:
     return BackupSystem(settings)
 
 
+def volume_from_environment() -> BackupSystem:
+    """Like :func:`system_from_environment`, for commands that need no server: POSTGRES_HOST may be missing.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+    from ovia_backup_dagster.settings.model import Settings
+    from ovia_backup_dagster.system import BackupSystem
+
+    settings = Settings.load()
+    settings.require_volume()
+    return BackupSystem(settings)
+
+
 def operator() -> str:
     """The user and host that run the command, as evidence and records name them."""
     import getpass

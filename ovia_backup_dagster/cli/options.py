@@ -17,6 +17,32 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 backup_argument = click.argument("backup", default="latest")
 
 
+allow_expired_option = click.option(
+    "--allow-expired",
+    is_flag=True,
+    help="Accept a signed log whose last statement has expired: you know that the host has stopped.",
+)
+
+
+class InstantType(click.ParamType[Any]):
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from datetime import UTC, datetime
+
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time, such as 2026-11-30T03:00", param, ctx)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+as_of_option = click.option(
+    "--as-of",
+    type=InstantType(),
+    help="Read the versions of that instant (UTC), on stores that keep versions: with what was deleted since.",
+)
+
 without_services_option = click.option(
     "--without-services",
     is_flag=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ovia_backup_dagster.cli.fetch import at_hand
 from ovia_backup_dagster.cli.invocation import operator, system_from_environment
 from ovia_backup_dagster.cli.options import (
     ExclusiveCommand,
@@ -125,7 +126,7 @@ def restore_command(
         # The newest backup may contain the damage that the restore is to undo, so the operator must name a backup.
         raise click.UsageError("which backup? Name one of: ovia-backup list; `latest` is the newest that is not bad")
     wishes = Wishes(
-        backup=backup,
+        backup=at_hand(system, backup),
         mode=Mode(mode),
         into=into,
         jobs=system.restore_jobs(jobs or 0),

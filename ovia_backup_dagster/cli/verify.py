@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from ovia_backup_dagster.cli.exit_codes import FAILED
+from ovia_backup_dagster.cli.fetch import at_hand
 from ovia_backup_dagster.cli.invocation import system_from_environment
 from ovia_backup_dagster.cli.options import backup_argument, json_option
 from ovia_backup_dagster.cli.output import backup_as_dict, log, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from ovia_backup_dagster.core.backup import Backup
+    from ovia_backup_dagster.system import BackupSystem
 
 
 @click.command("verify")
@@ -29,16 +35,17 @@ def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
 
     system = system_from_environment()
     if unverified:
+        there = {str(backup) for backup in _unverified(system)}
         outcomes = system.verifier.verify_unverified(log=log)
-        now = datetime.now(UTC)
-        left = [backup for backup in system.catalog.backups() if backup.state(now) is State.UNVERIFIED]
+        # Not those that another process has just made.
+        left = [backup for backup in _unverified(system) if str(backup) in there]
         if as_json:
             print_json([backup_as_dict(outcome.backup, datetime.now(UTC)) for outcome in outcomes])
         else:
             count = sum(outcome.judgement.good for outcome in outcomes)
             click.echo(f"{count} of {len(outcomes) + len(left)} are verified")
         sys.exit(FAILED if left or not all(outcome.judgement.good for outcome in outcomes) else 0)
-    verified = system.verifier.verify(system.catalog.find(backup, datetime.now(UTC)), log=log)
+    verified = system.verifier.verify(system.catalog.find(at_hand(system, backup), datetime.now(UTC)), log=log)
     judgement, witness = verified.judgement, verified.witness
     if as_json:
         rows = witness.rows_by_table() if witness else {}
@@ -59,6 +66,13 @@ def verify_command(backup: str, unverified: bool, as_json: bool) -> None:
     if problem := judgement.problem(str(verified.backup)):
         log(f"Next: {problem.fix}")
         sys.exit(FAILED)
+
+
+def _unverified(system: BackupSystem) -> list[Backup]:
+    from ovia_backup_dagster.core.backup import State
+
+    now = datetime.now(UTC)
+    return [backup for backup in system.catalog.backups() if backup.state(now) is State.UNVERIFIED]
 
 
 def _print_tables(rows: dict[str, int], before: dict[str, int]) -> None:

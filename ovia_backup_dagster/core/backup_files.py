@@ -31,10 +31,12 @@ class BackupFiles:
     Attributes:
         path: the archive.
         ledger: vouches for its files; a sidecar that it does not vouch for counts as none.
+        on_volume: whether it is in a tier's folder, and not a copy elsewhere that a person named by its path.
     """
 
     path: Path
     ledger: Ledger = field(default=UNSIGNED, repr=False, compare=False, kw_only=True)
+    on_volume: bool = field(default=True, repr=False, compare=False, kw_only=True)
 
     def __str__(self) -> str:
         return self.path.name
@@ -118,7 +120,7 @@ class BackupFiles:
 
     @cached_property
     def _stated(self) -> Mapping[str, str] | None:
-        return self.ledger.files_of(self.path.name)
+        return self.ledger.files_of(self.path.name, on_volume=self.on_volume)
 
     def _counts(self, kind: SidecarKind[Any], content: bytes) -> bool:
         """Whether a sidecar's content is the one that was stated, or needs no statement."""

@@ -255,7 +255,8 @@ class Catalog:
         return self._backup(backup.path, backup.name, status)
 
     def _backup(self, path: Path, name: BackupName, status: os.stat_result) -> Backup:
-        return Backup(path, name, status.st_size, status.st_mtime_ns, ledger=self.ledger)
+        on_volume = path.parent == self.folder(name.tier)
+        return Backup(path, name, status.st_size, status.st_mtime_ns, ledger=self.ledger, on_volume=on_volume)
 
     def _at(self, path: Path) -> Backup:
         """A dump given by path, with the sidecars beside it; it may have any name."""

@@ -450,6 +450,47 @@ class HealthError(ServiceManagerError):
     """The application does not report that it is healthy."""
 
 
+# ---- copies on remotes
+
+
+class RemoteError(BackupError):
+    """A remote, or a copy on it, cannot be used as it is."""
+
+
+class RemoteUnreachableError(RemoteError):
+    """No answer from the remote, or the connection was lost."""
+
+    transient = True
+
+
+class RemoteStalledError(RemoteError):
+    """Nothing arrived for a long time, and the transfer was ended."""
+
+
+class RemoteAccessError(RemoteError):
+    """The remote refuses these credentials or what they may do there, or its host key is not the known one."""
+
+
+class RemoteMissingError(RemoteError):
+    """The bucket, folder or marker is not there: a wrong path, or a disk that is not mounted."""
+
+
+class RemoteFullError(RemoteError):
+    """The remote has no room left."""
+
+
+class RemoteForeignError(RemoteError):
+    """The remote belongs to another database, or another host writes a log of its own there."""
+
+
+class RemoteLockedError(RemoteError):
+    """The store refuses to delete an object before its lock ends."""
+
+
+class CopyDamagedError(RemoteError):
+    """A copy is not what was sent: cut off, altered, exchanged or incomplete."""
+
+
 # ---- alerts
 
 

@@ -45,10 +45,14 @@ class Ledger(Protocol):
     def require_sound(self) -> None:
         """Raise ``StatementLogError`` if the log is broken, so that nothing is listed by it."""
 
-    def files_of(self, archive: str) -> Mapping[str, str] | None:
+    def files_of(self, archive: str, *, on_volume: bool = True) -> Mapping[str, str] | None:
         """The files that count for a backup: suffix -> hex SHA-256, the archive's suffix being empty.
 
         Empty if no statement vouches for it; ``None`` if every file counts, because the volume is not signed.
+
+        Args:
+            on_volume: whether the backup is on the volume, where one that was removed no longer counts. A copy
+                elsewhere outlives the removal.
         """
 
 
@@ -75,7 +79,7 @@ class Unsigned:
     def require_sound(self) -> None:
         """There is no log."""
 
-    def files_of(self, archive: str) -> None:
+    def files_of(self, archive: str, *, on_volume: bool = True) -> None:
         """Every file counts."""
 
 

@@ -41,12 +41,14 @@ class Watch:
     Attributes:
         seconds: how long it may make no progress.
         ask: asks its server about the sessions with an application name; ``None`` for a program without a server.
+        processor_time: whether using it is a sign of life; not for a program that is busy while it waits.
         failed: makes the error from the program's name and the server's last answer.
     """
 
     seconds: float
     failed: Callable[[str, SessionProgress | None], BackupError]
     ask: Callable[[str], SessionProgress] | None = None
+    processor_time: bool = True
 
 
 class Watchdog(threading.Thread):
@@ -77,7 +79,7 @@ class Watchdog(threading.Thread):
         used = mark = None
         poll = min(_POLL_SECONDS, watch.seconds / 5)
         while not self._over.wait(poll):
-            if used != (used := _used(self._pid)):
+            if watch.processor_time and used != (used := _used(self._pid)):
                 alive = time.monotonic()
                 continue
             if watch.ask is not None:

@@ -22,6 +22,7 @@ from ovia_backup_dagster.settings.connection import ConnectionSettings
 from ovia_backup_dagster.settings.dagster_instance import DagsterSettings
 from ovia_backup_dagster.settings.drill import DrillSettings
 from ovia_backup_dagster.settings.notifications import NotificationSettings
+from ovia_backup_dagster.settings.offsite import OffsiteSettings
 from ovia_backup_dagster.settings.restore import RestoreSettings
 from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
@@ -29,7 +30,7 @@ from ovia_backup_dagster.settings.setting_definition import SettingDefinition, s
 from ovia_backup_dagster.settings.signing import SigningSettings
 
 #: Prefixes of our variables; the demo hides a real deployment's variables from its child.
-PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_")
+PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_", "OFFSITE_", "RCLONE_")
 _NO_HOST = "POSTGRES_HOST is not set"
 
 
@@ -48,6 +49,7 @@ class Settings(
     BackupSettings,
     RetentionSettings,
     SigningSettings,
+    OffsiteSettings,
     NotificationSettings,
     DrillSettings,
     RestoreSettings,

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from ovia_backup_dagster.core.deployment_hints import Hints
+from ovia_backup_dagster.core.remote_address import RemoteAddress, parse_remotes
 from ovia_backup_dagster.settings.cron import why_not
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -149,6 +150,27 @@ def _schemes(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return value
 
 
+def _remotes(value: object) -> object:
+    return parse_remotes(value) if isinstance(value, str) else value
+
+
+def _recipients(value: tuple[str, ...]) -> tuple[str, ...]:
+    for recipient in value:
+        if recipient.upper().startswith("AGE-SECRET-KEY"):
+            raise ValueError("it is an identity, which must not be on this host: a recipient begins with age1")
+        # For any other kind (age1yubikey1…), age runs a program of PATH.
+        if not re.fullmatch(r"age1[02-9ac-hj-np-z]{58}", recipient):
+            raise ValueError(f"{recipient!r} is not a recipient of age: age1 and 58 more characters")
+    return value
+
+
+def _bandwidth(value: str) -> str:
+    # rclone reads it from its command line: no option, and nothing that needs quoting.
+    if not re.fullmatch(r"[\w.:, -]*", value) or value.startswith("-"):
+        raise ValueError(f"{value!r} is not a limit of rclone's --bwlimit, such as 10M or 08:00,512k 19:00,off")
+    return value
+
+
 def _hints(value: object) -> object:
     return Hints.parse(value) if isinstance(value, str) else value
 
@@ -175,3 +197,7 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 #: A sequence of Apprise URLs, or a list in one text.
 NotifyUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_urls), AfterValidator(_schemes)]
 HintLines = Annotated[Hints, BeforeValidator(_hints)]
+Remotes = Annotated[tuple[RemoteAddress, ...], BeforeValidator(_remotes)]
+#: X25519 recipients of age, or a comma list.
+Recipients = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_recipients)]
+Bandwidth = Annotated[str, AfterValidator(_bandwidth)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.files import file_sha256, plain_status
+from ovia_backup_dagster.core.ledger import UNSIGNED
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
-from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile
+from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile, Standing
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
 
@@ -37,5 +39,17 @@ def adopt(log: StatementLog, backup: Backup) -> list[str]:
     contents = {kind.suffix: backup.read_sidecar(kind) for kind in SIDECAR_KINDS}
     files = {suffix: SignedFile.of(content) for suffix, content in contents.items() if content is not None}
     size_bytes = plain_status(backup.path).st_size
-    log.adopted(backup.path.name, {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **files})
+    log.adopted(
+        backup.path.name, {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **files}, _standing(backup)
+    )
     return [f"{backup.path.name}{suffix}" for suffix in (ARCHIVE, *files)]
+
+
+def _standing(backup: Backup) -> Standing:
+    """The standing that the adopted sidecars give the backup: until it is adopted, none of them counts."""
+    backup = replace(backup, ledger=UNSIGNED)
+    if backup.problem is not None:
+        return Standing.BAD
+    if backup.drilled:
+        return Standing.PROVEN
+    return Standing.VERIFIED if backup.judgement is not None else Standing.UNVERIFIED

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE
 from ovia_backup_dagster.core.errors import StatementLogError
 from ovia_backup_dagster.signing.sshsig import SignatureError, verify
-from ovia_backup_dagster.signing.statement import Event, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.statement import Event, SignedFile, SignedStatement, Standing
 
 Files = Mapping[str, SignedFile]
 
@@ -41,6 +41,23 @@ class Head:
         return f"{self.sequence} {self.sha256 or 'empty'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the last statement about a backup says that names its files.
+
+    Attributes:
+        sequence: the statement's number.
+        files: suffix -> file, the archive's suffix being empty.
+        standing: what was known of it.
+        held_until: until when no retention removes it (UTC).
+    """
+
+    sequence: int
+    files: Files
+    standing: Standing = Standing.UNVERIFIED
+    held_until: datetime | None = None
+
+
 @dataclass(frozen=True)
 class Chain:
     """A log as far as it was read.
@@ -48,12 +65,30 @@ class Chain:
     Attributes:
         database: whose log it is.
         head: the last statement.
-        backups: archive's file name -> the files that count for it.
+        known: archive's file name -> what was stated last, also of backups that the volume no longer has.
+        removed: the archives that were removed from the volume.
     """
 
     database: str
     head: Head = Head()
-    backups: Mapping[str, Files] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def backups(self) -> Mapping[str, Files]:
+        """The files that count on the volume, by the archive's file name."""
+        return {name: known.files for name, known in self.known.items() if name not in self.removed}
+
+    def files_of(self, archive: str, *, on_volume: bool = True) -> Files:
+        """The files that count for a backup; empty if no statement vouches for it.
+
+        Args:
+            on_volume: whether it is about the volume, where a removed backup no longer counts. A copy elsewhere
+                outlives the removal.
+        """
+        if archive not in self.known or (on_volume and archive in self.removed):
+            return {}
+        return self.known[archive].files
 
     def followed_by(self, contents: list[bytes], signature: bytes, key: Ed25519PublicKey, now: datetime) -> Chain:
         """The log with the statements that follow.
@@ -85,15 +120,19 @@ class Chain:
         if wanted != (self.head.sha256 or ""):
             why = f"statement {self.head.sequence + 1} does not follow statement {self.head.sequence} as it was read"
             raise broken("the log was rewritten", why)
-        backups = dict(self.backups)
+        known, removed = dict(self.known), set(self.removed)
         for statement, _ in reversed(statements):
             self._require_ours(statement, now)
+            name = statement.backup
             if statement.event is Event.REMOVED:
-                backups.pop(statement.backup, None)
-            else:
-                backups[statement.backup] = MappingProxyType(dict(statement.files))
+                removed.add(name)
+                continue
+            removed.discard(name)
+            files = MappingProxyType(dict(statement.files))
+            known[name] = Known(statement.sequence, files, statement.standing, statement.held_until)
         newest, sha256 = statements[0]
-        return replace(self, head=Head(last, sha256, newest.expires_at), backups=backups)
+        head = Head(last, sha256, newest.expires_at)
+        return replace(self, head=head, known=known, removed=frozenset(removed))
 
     def _require_ours(self, statement: SignedStatement, now: datetime) -> None:
         if statement.database != self.database:

@@ -26,7 +26,17 @@ class Event(StrEnum):
     PROMOTED = "promoted"
     EVIDENCE = "evidence"
     ADOPTED = "adopted"
+    HELD = "held"
     REMOVED = "removed"
+
+
+class Standing(StrEnum):
+    """What was known of a backup when a statement about it was made, for readers who have only the log."""
+
+    UNVERIFIED = "unverified"
+    BAD = "bad"
+    VERIFIED = "verified"
+    PROVEN = "proven"
 
 
 class SignedFile(Sidecar):
@@ -59,6 +69,8 @@ class SignedStatement(Sidecar):
         event: what happened.
         backup: the archive's file name.
         files: from now on the only files that count for the backup: suffix -> file, the archive's suffix being empty.
+        standing: what is known of the backup from now on.
+        held_until: until when no retention removes the backup (UTC); ``None`` if it is not held.
     """
 
     version: Literal[1] = 1
@@ -70,3 +82,5 @@ class SignedStatement(Sidecar):
     event: Event
     backup: str
     files: Mapping[str, SignedFile] = Field(default_factory=dict)
+    standing: Standing = Standing.UNVERIFIED
+    held_until: AwareDatetime | None = None

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from ovia_backup_dagster.core.files import NOTE_BYTES, as_volume_error, read_sma
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.core.reserve import with_reserve
-from ovia_backup_dagster.signing.chain import Chain, Files, broken
+from ovia_backup_dagster.signing.chain import Chain, Files, Known, broken
 from ovia_backup_dagster.signing.sshsig import SignatureError, sign, verify
-from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.standing import with_sidecar
+from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement, Standing
 
 FOLDER, LOCK, SIGNATURE = "statements", ".lock", ".sig"
 _NAME = re.compile(r"\d{8,}\.json")
@@ -71,9 +73,10 @@ class StatementLog:
         """
         self.chain()
 
-    def files_of(self, archive: str) -> Mapping[str, str]:
+    def files_of(self, archive: str, *, on_volume: bool = True) -> Mapping[str, str]:
         """The files that count for a backup: suffix -> hex SHA-256; empty if no statement vouches for it."""
-        return {suffix: file.sha256 for suffix, file in self.chain().backups.get(archive, {}).items()}
+        files = self.chain().files_of(archive, on_volume=on_volume)
+        return {suffix: file.sha256 for suffix, file in files.items()}
 
     def chain(self) -> Chain:
         """All statements, as they are now. Reads only what was added since this process read the log last.
@@ -113,6 +116,26 @@ class StatementLog:
                 raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
             yield parse_sidecar(SignedStatement, content, self._file(sequence).name)
 
+    def content(self, sequence: int) -> bytes:
+        """The file of a statement.
+
+        Raises:
+            StatementLogError: there is none.
+            VolumeError: it cannot be read.
+        """
+        try:
+            return read_small(self._file(sequence))
+        except FileNotFoundError:
+            raise broken(f"statement {sequence} is missing", f"{self._file(sequence)} is not there") from None
+
+    def signature(self, content: bytes) -> bytes:
+        """Sign another file about these backups, such as the receipt of a copy.
+
+        Raises:
+            SettingsError: the signing key is not set.
+        """
+        return sign(self._key_to_sign(), content)
+
     # ------------------------------------------------------------------------------------------------- what is stated
 
     @property
@@ -140,7 +163,7 @@ class StatementLog:
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """An archive was written, with these sidecars; reported before it gets its final name."""
         files = {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **_facts(sidecars)}
-        self._append(Event.BACKUP, archive, lambda _: files)
+        self._append(Event.BACKUP, archive, lambda chain: Known(chain.head.sequence, files))
 
     def promoted(self, source: str, archive: str, copied: Mapping[str, bytes], written: Mapping[str, bytes]) -> None:
         """An archive got a second name, with copies of the source's sidecars and with new ones.
@@ -148,40 +171,72 @@ class StatementLog:
         Of the copies only those count that are what was written last for the source.
         """
 
-        def files(chain: Chain) -> Files:
-            known = chain.backups.get(source, {})
-            if ARCHIVE not in known:
-                return {}
-            same = {suffix: fact for suffix, fact in _facts(copied).items() if known.get(suffix) == fact}
-            return {ARCHIVE: known[ARCHIVE], **same, **_facts(written)}
+        def after(chain: Chain) -> Known | None:
+            files = chain.files_of(source)
+            if ARCHIVE not in files:
+                return None
+            same = {suffix: fact for suffix, fact in _facts(copied).items() if files.get(suffix) == fact}
+            return replace(chain.known[source], files={ARCHIVE: files[ARCHIVE], **same, **_facts(written)})
 
-        self._append(Event.PROMOTED, archive, files)
+        self._append(Event.PROMOTED, archive, after)
 
     def wrote(self, archive: str, suffix: str, content: bytes) -> None:
         """A sidecar of a finished backup was written."""
 
-        def files(chain: Chain) -> Files:
-            known = chain.backups.get(archive, {})
-            return {**known, suffix: SignedFile.of(content)} if known else {}
+        def after(chain: Chain) -> Known | None:
+            if not chain.files_of(archive):
+                return None
+            known = with_sidecar(chain.known[archive], suffix, content)
+            return replace(known, files={**known.files, suffix: SignedFile.of(content)})
 
-        self._append(Event.EVIDENCE, archive, files)
+        self._append(Event.EVIDENCE, archive, after)
 
-    def adopted(self, archive: str, files: Files) -> None:
+    def held(self, archive: str, until: datetime | None) -> None:
+        """A person keeps a backup until an instant (UTC), or releases it: on remotes, also if the volume lost it."""
+
+        def after(chain: Chain) -> Known | None:
+            return replace(chain.known[archive], held_until=until) if archive in chain.known else None
+
+        self._append(Event.HELD, archive, after)
+
+    def adopted(self, archive: str, files: Files, standing: Standing) -> None:
         """A person vouches for a backup, and for these files of it."""
-        self._append(Event.ADOPTED, archive, lambda _: files)
+        self._append(Event.ADOPTED, archive, lambda chain: Known(chain.head.sequence, files, standing))
 
     def removed(self, archive: str) -> None:
         """A backup was removed."""
-        if archive in self.chain().backups:
-            self._append(Event.REMOVED, archive, lambda _: {})
+        if self.chain().files_of(archive):
+            self._append(Event.REMOVED, archive, lambda chain: Known(chain.head.sequence, {}))
 
-    def _append(self, event: Event, archive: str, files_of: Callable[[Chain], Files]) -> None:
-        """State an event, with the files that count from now on; nothing if there are none, and it is no removal."""
+    def extend(self, contents: list[bytes], signatures: list[bytes]) -> None:
+        """Continue the log by statements that another machine made, after checking them.
+
+        Args:
+            contents: the files of the statements that follow this log's last, in order.
+            signatures: of each.
+
+        Raises:
+            StatementLogError: one does not hold, or does not follow.
+            VolumeError: they cannot be written.
+        """
+        with self._locked():
+            chain = self.chain()
+            chain.followed_by(contents, signatures[-1], self.key, datetime.now(UTC))
+            for sequence, (content, signature) in enumerate(
+                zip(contents, signatures, strict=True), chain.head.sequence + 1
+            ):
+                path = self._file(sequence)
+                with as_volume_error(f"cannot write {path}"):
+                    write_whole(_signature_of(path), signature)
+                    write_whole(path, content)
+            sync_folder(self.path)
+
+    def _append(self, event: Event, archive: str, after: Callable[[Chain], Known | None]) -> None:
+        """State an event, with what is known of the backup from now on; nothing if nothing is."""
         key = self._key_to_sign()
         with self._locked():
             chain = self.chain()
-            files = files_of(chain)
-            if not files and event is not Event.REMOVED:
+            if (known := after(chain)) is None:
                 return
             now = datetime.now(UTC)
             statement = SignedStatement(
@@ -192,7 +247,9 @@ class StatementLog:
                 expires_at=now + VALID,
                 event=event,
                 backup=archive,
-                files=files,
+                files=known.files,
+                standing=known.standing,
+                held_until=known.held_until,
             )
             content = statement.to_json().encode()
             path = self._file(statement.sequence)

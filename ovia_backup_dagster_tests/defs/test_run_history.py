@@ -226,6 +226,7 @@ def test_more_runs_than_a_page_are_removed(recorded: Location, monkeypatch: pyte
     assert prune(recorded) == {"removed_runs": 6, "old_runs_that_stay": 1}
 
 
+@pytest.mark.exhaustive
 def test_the_setting_decides_how_long_runs_stay(
     volume: Path, disk_instance: dg.DagsterInstance, bare: NewLocation, tmp_path: Path
 ) -> None:

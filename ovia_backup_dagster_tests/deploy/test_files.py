@@ -25,6 +25,9 @@ NOT_IN_STACK = {
     # The stack has no secrets for the keys yet: docs/signing.md.
     "BACKUP_SIGNING_KEY_FILE",
     "BACKUP_VERIFY_KEY_FILE",
+    # Nor for copies on remotes.
+    "RCLONE_CONFIG",
+    *(name for name in variable_names() if name.startswith("OFFSITE_")),
 }
 
 

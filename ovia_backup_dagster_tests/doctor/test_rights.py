@@ -177,6 +177,7 @@ def agrees(small: Connection, server: PortCluster, bin_dir: Path, case: Case) ->
     OUTCOMES.append(refused(small, server, bin_dir, case))
 
 
+@pytest.mark.exhaustive
 def test_a_right_is_missing_if_and_only_if_pg_dump_is_refused(
     small: Connection, server: PortCluster, bin_dir: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_server_that_hangs_is_reported_in_time(bin_dir: Path, volume: Path, mo
     assert [line for line in lines if line.area is Area.PROGRAMS and line.level is Severity.OK]
 
 
+@pytest.mark.exhaustive
 def test_programs_that_hang_are_reported_and_ended(
     server: PortCluster, bin_dir: Path, volume: Path, tmp_path: Path
 ) -> None:

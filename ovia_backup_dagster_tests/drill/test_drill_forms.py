@@ -428,6 +428,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("level", "where"),
     thinned(

@@ -301,6 +301,7 @@ def test_without_settings_the_doctor_still_checks_programs(full_bin_dir: Path) -
     assert "To paste" not in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_two_doctors_at_once_agree(new_full_database: NewDatabase, full_bin_dir: Path, tmp_path: Path) -> None:
     volume = tmp_path / "v"
     here = newcomer(new_full_database(), full_bin_dir, volume, BACKUP_EXPECTED_TABLES="people")

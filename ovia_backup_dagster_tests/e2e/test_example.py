@@ -66,6 +66,7 @@ def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__")))
 
 
+@pytest.mark.exhaustive
 def test_dg_checks_and_lists_the_example(variables: dict[str, str], home: Path) -> None:
     checked = dg_command("check", "defs", home=home, folder=EXAMPLE, **variables)
     assert checked.returncode == 0, checked.stdout + checked.stderr

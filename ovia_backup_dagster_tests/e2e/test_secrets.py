@@ -54,6 +54,7 @@ def finds_nothing(tmp_path: Path, told: str) -> None:
     assert [secret for secret in SECRETS if secret in told] == []
 
 
+@pytest.mark.exhaustive
 def test_a_program_of_a_command_finds_no_secret(
     settings: dict[str, str], database: Connection, server: PortCluster, tmp_path: Path, volume: Path
 ) -> None:

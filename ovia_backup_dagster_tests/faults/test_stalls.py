@@ -133,6 +133,7 @@ def test_a_dump_whose_backend_stands_still_is_ended(
     assert leftovers(place.root) == []
 
 
+@pytest.mark.exhaustive
 def test_a_dump_whose_server_stands_still_is_ended(
     cluster: PortCluster, source: Connection, bin_dir: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_field_too_large_for_a_dump_is_no_damage(site: Connection, tmp_path: P
     assert Dumper(catalog, site, Programs(bin_dir)).dump(log=quiet).size_bytes
 
 
+@pytest.mark.exhaustive
 def test_a_search_that_takes_too_long_says_so(site: Connection) -> None:
     assert large_rows.find_large_rows(site, 0.0) == ([], False)
 

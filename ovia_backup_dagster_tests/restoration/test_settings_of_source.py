@@ -183,6 +183,7 @@ def test_a_new_database_gets_the_rows_and_settings(site: Site, arguments: tuple[
     assert one(site.live.to("postgres"), _SETTINGS_OF.format(made)) == settings
 
 
+@pytest.mark.exhaustive
 def test_rows_survive_on_a_server_with_other_settings(site: Site, full_server: PortCluster) -> None:
     there = full_server.connection(NAME)
     elsewhere = site.with_settings(POSTGRES_HOST=there.host, POSTGRES_PORT=str(there.port))

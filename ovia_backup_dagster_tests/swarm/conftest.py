@@ -100,6 +100,8 @@ def _shorten_waits(clone: Path) -> None:
             "PATIENCE_SECONDS = 30.0",
             1,
         ),
+        # How long the door remembers wrong passwords.
+        ("deploy/haproxy/web.cfg", r"gpc0_rate\(1m\)", "gpc0_rate(20s)", 1),
         # How often Dagster looks for queued runs, where its default is 5 seconds.
         (
             "deploy/dagster.yaml",

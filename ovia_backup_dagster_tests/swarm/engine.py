@@ -124,13 +124,12 @@ def begin() -> Engine:
 
 
 def end(engine: Engine) -> None:
-    """Remove both stacks, leave the swarm and stop the engine."""
+    """Leave the swarm with all of its services, and stop the engine."""
     try:
-        # Remove our stack first: it uses the network of the other.
-        for stack in sorted(docker("stack", "ls", "--format", "{{.Name}}").split(), reverse=True):
-            docker("stack", "rm", stack, check=False)
-        until(lambda: not docker("ps", "-q"), 120, lambda: docker("ps"))
         docker("swarm", "leave", "--force")
+        if left := docker("ps", "-q").split():
+            docker("kill", *left, check=False)
+        until(lambda: not docker("ps", "-q"), 120, lambda: docker("ps"))
         docker("system", "prune", "--volumes", "--force")
     finally:
         engine.stop()

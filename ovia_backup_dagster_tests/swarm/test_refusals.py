@@ -81,6 +81,7 @@ def test_a_wrong_network_full_volume_and_plain_password(swarm: Swarm) -> None:
         docker("kill", holder)
 
 
+@pytest.mark.exhaustive
 def test_a_closed_network_other_major_and_missing_secret(swarm: Swarm) -> None:
     docker("network", "create", "--driver", "overlay", "closed")
     # PostgreSQL 17's client programs, from Debian.

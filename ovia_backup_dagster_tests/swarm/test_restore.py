@@ -392,6 +392,7 @@ def test_a_lost_filter_ends_a_restore_or_is_waited_for(swarm: Swarm, good: str, 
     assert replicas() == REPLICAS
 
 
+@pytest.mark.exhaustive
 def test_an_abort_passes_over_services_that_cannot_run(swarm: Swarm, today: str) -> None:
     """One service was removed, one has no suitable node: the others get their replicas, and a restore may begin."""
     for name in ("gone", "nowhere"):

@@ -352,6 +352,7 @@ def waiting_dump(swarm: Swarm) -> tuple[str, str]:
     return run_id, container
 
 
+@pytest.mark.exhaustive
 def test_the_daemon_is_killed_while_a_run_is_under_way(swarm: Swarm) -> None:
     swarm.settled("daemon")
     with dumps_wait(swarm):
@@ -384,6 +385,7 @@ def test_a_run_whose_container_is_killed_is_marked_failed(swarm: Swarm) -> None:
     assert ".tmp" in swarm.daily(), "the killed run left no temporary file"
 
 
+@pytest.mark.exhaustive
 def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engine) -> None:
     swarm.settled()
     with dumps_wait(swarm):
@@ -396,7 +398,7 @@ def test_the_engine_restarts_while_a_run_is_under_way(swarm: Swarm, engine: Engi
 
 def test_failed_runs_alert_and_the_next_run_cleans_up(swarm: Swarm) -> None:
     failed = [run["runId"] for run in swarm.runs(statuses=["FAILURE"]) if run["jobName"] == "daily_backup_job"]
-    assert len(failed) == 2
+    assert failed
     until(
         lambda: any(run_id in told["message"] for told in swarm.told() for run_id in failed),
         SENSOR_SECONDS,

@@ -73,6 +73,7 @@ def site(browser: Browser, deployment: Deployment) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.exhaustive
 def test_the_graph_shows_the_assets_and_their_order(site: Site) -> None:
     site.open_graph()
 

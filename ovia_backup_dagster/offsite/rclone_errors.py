@@ -1,0 +1,102 @@
+"""The registry of what rclone, S3, SSH and filesystems say, and which of our errors that is. Pure.
+
+To add one, add a row. The messages are those of rclone 1.75 and of the stores behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    CopyDamagedError,
+    RemoteAccessError,
+    RemoteError,
+    RemoteFullError,
+    RemoteLockedError,
+    RemoteMissingError,
+    RemoteUnreachableError,
+    SettingsError,
+)
+
+_CHECK = "ovia-backup offsite check {remote}"
+#: Words of rclone, S3, SSH and the operating system -> our error. The first that is found wins.
+_KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
+    (r"didn't find section in config file", SettingsError, "RCLONE_CONFIG has no such remote", _CHECK),
+    (r"knownhosts:|host key", RemoteAccessError, "its host key is not the one in known_hosts_file", _CHECK),
+    (
+        r"RequestTimeTooSkewed|time.*too large",
+        RemoteAccessError,
+        "the clock of this host differs from the store's",
+        "timedatectl; then {try_it}",
+    ),
+    (r"NoSuchBucket|bucket does not exist", RemoteMissingError, "there is no such bucket", _CHECK),
+    (
+        r"ObjectLocked|object is locked|retention period|WORM protected|Access Denied because object protected",
+        RemoteLockedError,
+        "the store has locked it",
+        "wait for the end of the lock",
+    ),
+    (
+        (
+            r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Forbidden|StatusCode: 40[13]|401 Unauthorized|"
+            r"unable to authenticate|permission denied|403|couldn't decrypt|InvalidToken"
+        ),
+        RemoteAccessError,
+        "it refuses these credentials, or they may not do this",
+        _CHECK,
+    ),
+    (
+        r"no space left|not enough space|insufficient storage|quota|507|SSH_FX_FAILURE.*space|EntityTooLarge",
+        RemoteFullError,
+        "it has no room left",
+        "make room there, or keep fewer backups: OFFSITE_DAILY_KEEP",
+    ),
+    (
+        (
+            r"connection refused|no such host|i/o timeout|unreachable|connection reset|\bEOF\b|broken pipe|timed? ?out|"
+            r"connection lost|StatusCode: 5\d\d|StatusCode: 0|closed network|SlowDown|connection was closed"
+        ),
+        RemoteUnreachableError,
+        "it does not answer, or the connection was lost",
+        "{try_it}",
+    ),
+    (
+        r"corrupted on transfer|sizes differ|hash differ|md5.*differ",
+        CopyDamagedError,
+        "what arrived is not what was sent",
+        "ovia-backup offsite copy {remote}",
+    ),
+    (r"directory not found|object not found|not found", RemoteMissingError, "it is not there", _CHECK),
+)
+
+
+def diagnosed(what: str, stderr: str, code: int, *, remote: str, try_it: str) -> BackupError:
+    """The error of a run that failed.
+
+    Args:
+        what: what failed, naming the thing.
+        stderr: rclone's log, a JSON object a line.
+        code: its exit code.
+        remote: the remote's name, for the next command.
+        try_it: a command that lists the remote.
+    """
+    said = last_words(stderr) or f"exit code {code}"
+    for pattern, kind, why, fix in _KNOWN:
+        if re.search(pattern, stderr, re.IGNORECASE):
+            return kind(what, why=why, said=said, fix=fix.format(remote=remote, try_it=try_it))
+    return RemoteError(what, said=said, fix=try_it)
+
+
+def last_words(stderr: str) -> str:
+    """The last error in rclone's log, without its frame."""
+    words = ""
+    for line in stderr.splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            is_error = entry.get("level") in ("error", "critical", "emergency")
+            if entry.get("msg") and (is_error or (not words and "stats" not in entry)):
+                words = str(entry["msg"]).strip()
+    return words or stderr.strip()[-300:]
