@@ -1,16 +1,11 @@
 """The signed log on the volume: ``statements/00000042.json`` and its signature, appended and never rewritten.
 
-A ledger for the volume's operations (``core.ledger``). The signature is written before its statement, so that a
-reader who sees a statement sees its signature. What the statements say together belongs to ``chain``.
+A ledger for the volume's operations (``core.ledger``). What the statements say together belongs to ``chain``, their
+files to ``statement_files``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,26 +13,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ovia_backup_dagster.core.errors import SettingsError
-from ovia_backup_dagster.core.files import NOTE_BYTES, as_volume_error, read_small, sync_folder, write_whole
+from ovia_backup_dagster.core.errors import SettingsError, StatementLogError
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
-from ovia_backup_dagster.core.reserve import with_reserve
-from ovia_backup_dagster.signing.chain import Chain, Files, broken
-from ovia_backup_dagster.signing.sshsig import SignatureError, sign, verify
-from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.chain import Chain, Files, broken, claims_of_a_new_key
+from ovia_backup_dagster.signing.key_files import fingerprint
+from ovia_backup_dagster.signing.sshsig import SignatureError, public_key, public_text, sign, verify
+from ovia_backup_dagster.signing.statement import ARCHIVE, Event, KeyChange, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.statement_files import StatementFiles
 
-FOLDER, LOCK, SIGNATURE = "statements", ".lock", ".sig"
-_NAME = re.compile(r"\d{8,}\.json")
-#: A statement is made by each dump, so a log that ends earlier was cut off, or the backups stopped.
+FOLDER = "statements"
+#: A sign of life is stated each day, so a log that ends earlier was cut off, or its host has stopped.
 VALID = timedelta(days=3)
+#: The age of the last statement from which a sign of life is due.
+ALIVE_AFTER = timedelta(hours=20)
 #: A folder that changed this recently may change again without another time of its own, in nanoseconds.
 _RACY_NS = 1_000_000_000
 #: Logs as this process read them, with the time of their folder then: a log that becomes shorter or other than this was
 #: tampered with.
-_read: dict[tuple[Path, str, bytes], tuple[Chain, int]] = {}
+_read: dict[tuple[Path, str, str], tuple[Chain, int]] = {}
 _reading = threading.Lock()
 
 
@@ -47,8 +42,8 @@ class StatementLog:
     Args:
         root: the backup folder.
         database: whose backups.
-        key: the public key whose signatures count.
-        signing_key: its private key; without it nothing can be stated.
+        key: a public key of the log's history: what it vouches for counts.
+        signing_key: the private key of the current one; without it nothing can be stated.
     """
 
     def __init__(
@@ -59,6 +54,7 @@ class StatementLog:
         self.database = database
         self.key = key
         self._signing_key = signing_key
+        self._files = StatementFiles(self.root, self.path)
 
     # ------------------------------------------------------------------------------------------- what it vouches for
 
@@ -83,35 +79,47 @@ class StatementLog:
             VolumeError: it cannot be read.
         """
         now = datetime.now(UTC)
-        mark = (self.path, self.database, self.key.public_bytes(Encoding.Raw, PublicFormat.Raw))
+        pinned = public_text(self.key)
+        mark = (self.path, self.database, pinned)
         with _reading:
-            known, then = _read.get(mark, (Chain(self.database), 0))
-            changed = self._changed_ns()
+            known, then = _read.get(mark, (Chain(self.database, pinned), 0))
+            changed = self._files.changed_ns()
             if then == changed and time.time_ns() - changed > _RACY_NS:
                 return known
-            if known.head.sequence and self._sha256(known.head.sequence) != known.head.sha256:
+            if known.head.sequence and self._files.sha256(known.head.sequence) != known.head.sha256:
                 why = f"this process has read {known.head.sequence} statements, and the last one is gone or other now"
                 raise broken("the log was cut off or rewritten", why)
-            contents = list(self._contents(known.head.sequence + 1))
+            first = known.head.sequence + 1
+            contents = list(self._files.contents(first))
             if contents:
-                last = known.head.sequence + len(contents)
-                known = known.followed_by(contents, self._signature(last), self.key, now)
+                known = known.followed_by(contents, self._signatures(contents, first), now)
             _read[mark] = known, changed
             return known
 
+    def _signatures(self, contents: list[bytes], first: int) -> dict[int, bytes]:
+        """The signatures that a reader needs: of the last statement, and of those that may replace the key."""
+        last = first + len(contents) - 1
+        found = {last: self._files.signature(last)}
+        for sequence in claims_of_a_new_key(contents[:-1], first):
+            try:
+                found[sequence] = self._files.signature(sequence)
+            except StatementLogError:
+                continue  # only a reader with an older key needs it, and is told that the last one does not hold
+        return found
+
     def check_each(self) -> Iterator[SignedStatement]:
-        """Check the signature of every statement, and not only of the last.
+        """Check the signature of every statement, and not only of the last, with the key that was current then.
 
         Raises:
             StatementLogError: one does not hold.
         """
-        self.chain()
-        for sequence, content in enumerate(self._contents(1), 1):
+        chain = self.chain()
+        for sequence, content in enumerate(self._files.contents(1), 1):
             try:
-                verify(self.key, content, self._signature(sequence))
+                verify(public_key(chain.signer_of(sequence)), content, self._files.signature(sequence))
             except SignatureError as error:
                 raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
-            yield parse_sidecar(SignedStatement, content, self._file(sequence).name)
+            yield parse_sidecar(SignedStatement, content, self._files.file(sequence).name)
 
     # ------------------------------------------------------------------------------------------------- what is stated
 
@@ -121,14 +129,15 @@ class StatementLog:
         return self._signing_key is not None
 
     def require_key(self) -> None:
-        """Refuse to state anything without the signing key.
+        """Refuse to state anything without the signing key, or with one that was replaced.
 
         Raises:
-            SettingsError: it is not set.
+            SettingsError: it is not set, or was replaced.
+            StatementLogError: the log is broken.
         """
-        self._key_to_sign()
+        self._key_to_sign(self.chain())
 
-    def _key_to_sign(self) -> Ed25519PrivateKey:
+    def _any_key(self) -> Ed25519PrivateKey:
         if self._signing_key is None:
             raise SettingsError(
                 "BACKUP_SIGNING_KEY_FILE is not set",
@@ -136,6 +145,12 @@ class StatementLog:
                 fix="set both where backups are made; restore with the second alone",
             )
         return self._signing_key
+
+    def _key_to_sign(self, chain: Chain) -> Ed25519PrivateKey:
+        key = self._any_key()
+        if public_text(key.public_key()) != chain.key:
+            raise _replaced(chain)
+        return key
 
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """An archive was written, with these sidecars; reported before it gets its final name."""
@@ -175,93 +190,102 @@ class StatementLog:
         if archive in self.chain().backups:
             self._append(Event.REMOVED, archive, lambda _: {})
 
-    def _append(self, event: Event, archive: str, files_of: Callable[[Chain], Files]) -> None:
-        """State an event, with the files that count from now on; nothing if there are none, and it is no removal."""
-        key = self._key_to_sign()
-        with self._locked():
-            chain = self.chain()
-            files = files_of(chain)
-            if not files and event is not Event.REMOVED:
-                return
-            now = datetime.now(UTC)
-            statement = SignedStatement(
-                sequence=chain.head.sequence + 1,
-                previous=chain.head.sha256,
-                database=self.database,
-                at=now,
-                expires_at=now + VALID,
-                event=event,
-                backup=archive,
-                files=files,
-            )
-            content = statement.to_json().encode()
-            path = self._file(statement.sequence)
-            with as_volume_error(f"cannot write {path}"):
-                for target, text in ((_signature_of(path), sign(key, content)), (path, content)):
-                    with_reserve(self.root, lambda target=target, text=text: write_whole(target, text))  # type: ignore[misc]
-                sync_folder(self.path)
-            self.chain()
+    def state_alive(self, now: datetime) -> bool:
+        """State that the host still signs, if the last statement is old enough; never in an empty log.
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One statement at a time: drills and dumps run side by side."""
-        with as_volume_error(f"cannot use the folder {self.path}"):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            with as_volume_error(f"cannot lock {self.path / LOCK}"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    # -------------------------------------------------------------------------------------------------------- files
-
-    def _file(self, sequence: int) -> Path:
-        return self.path / f"{sequence:08}.json"
-
-    def _contents(self, first: int) -> Iterator[bytes]:
-        """The files of the statements from this number on.
+        Args:
+            now: the present (UTC).
 
         Raises:
-            StatementLogError: one is missing, and a later one is there.
+            SettingsError, StatementLogError, VolumeError: as the other statements.
         """
-        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
-            try:
-                names = [name for name in os.listdir(self.path) if _NAME.fullmatch(name)]
-            except FileNotFoundError:
-                return
-        last = max((int(name.partition(".")[0]) for name in names), default=0)
-        for sequence in range(first, last + 1):
-            try:
-                yield read_small(self._file(sequence))
-            except FileNotFoundError:
-                raise broken(f"statement {sequence} is missing", f"statement {last} is there") from None
+        self._key_to_sign(self.chain())
+        if not self._is_due(self.chain(), now):
+            return False
+        with self._files.locked():
+            chain = self.chain()
+            if due := self._is_due(chain, now):  # another process may just have stated it
+                self._state(chain, self._key_to_sign(chain), Event.ALIVE, now)
+        return due
 
-    def _changed_ns(self) -> int:
-        """When a statement was added last, or a file of the folder renamed or removed."""
-        with as_volume_error(f"cannot read {self.path}", passing=FileNotFoundError):
-            try:
-                return os.stat(self.path).st_mtime_ns
-            except FileNotFoundError:
-                return 0
+    @staticmethod
+    def _is_due(chain: Chain, now: datetime) -> bool:
+        return chain.head.at is not None and now - chain.head.at >= ALIVE_AFTER
 
-    def _signature(self, sequence: int) -> bytes:
-        path = _signature_of(self._file(sequence))
-        try:
-            return read_small(path, NOTE_BYTES)
-        except FileNotFoundError:
-            raise broken(f"statement {sequence} has no signature", f"{path} is missing") from None
+    def rotate(self, new: Ed25519PrivateKey) -> int:
+        """Replace the key: the old one signs a statement that names the new one, and the new one signs the next.
 
-    def _sha256(self, sequence: int) -> str | None:
-        try:
-            return hashlib.sha256(read_small(self._file(sequence))).hexdigest()
-        except FileNotFoundError:
-            return None
+        Repeated after an interruption, with the same new key, it states what is missing.
+
+        Returns:
+            How many statements were made: 2, or 1 after an interruption, or 0 if the log is signed by that key.
+
+        Raises:
+            SettingsError: this process has not the current key; or the new one was replaced before.
+            StatementLogError, VolumeError: as the other statements.
+        """
+        self._any_key()
+        now, text = datetime.now(UTC), public_text(new.public_key())
+        with self._files.locked():
+            chain = self.chain()
+            if text in (each.old for each in chain.rotations):
+                why = f"{fingerprint(new.public_key())} signed this log before"
+                raise SettingsError("a key that was replaced cannot be used again", why=why, fix="choose a new folder")
+            before = chain.head.sequence
+            if text != chain.key:
+                keys = KeyChange(old=chain.key, new=text)
+                chain = self._state(chain, self._key_to_sign(chain), Event.KEYS, now, keys=keys)
+            if chain.signer_of(chain.head.sequence) != text:
+                chain = self._state(chain, new, Event.ALIVE, now)
+            return chain.head.sequence - before
+
+    def _append(self, event: Event, archive: str, files_of: Callable[[Chain], Files]) -> None:
+        """State an event, with the files that count from now on; nothing if there are none, and it is no removal."""
+        self._any_key()
+        with self._files.locked():
+            chain = self.chain()
+            key, files = self._key_to_sign(chain), files_of(chain)
+            if files or event is Event.REMOVED:
+                self._state(chain, key, event, datetime.now(UTC), archive, files)
+
+    def _state(
+        self,
+        chain: Chain,
+        key: Ed25519PrivateKey,
+        event: Event,
+        now: datetime,
+        archive: str = "",
+        files: Files | None = None,
+        keys: KeyChange | None = None,
+    ) -> Chain:
+        """Sign and write the next statement; return the log with it. The log is locked."""
+        statement = SignedStatement(
+            sequence=chain.head.sequence + 1,
+            previous=chain.head.sha256,
+            database=self.database,
+            at=now,
+            expires_at=now + VALID,
+            event=event,
+            backup=archive,
+            files=files or {},
+            keys=keys,
+        )
+        content = statement.to_json().encode()
+        self._files.write(statement.sequence, content, sign(key, content))
+        return self.chain()
 
 
-def _signature_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}{SIGNATURE}")
+def _replaced(chain: Chain) -> SettingsError:
+    """The error for a signing key that is not the log's current one."""
+    now = f"the log is signed by {fingerprint(public_key(chain.key))}"
+    if not chain.rotations:
+        fix = "name the two files that one call of ovia-backup keys init made"
+        return SettingsError("BACKUP_SIGNING_KEY_FILE is another key", why=now, fix=fix)
+    fix = "set BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE to the files that ovia-backup keys rotate made"
+    if chain.rotations[-1].sequence == chain.head.sequence:
+        fix = "the replacement was interrupted; end it with the same folder: ovia-backup keys rotate --to FOLDER"
+    why = f"since statement {chain.rotations[-1].sequence} {now}"
+    return SettingsError("the key in BACKUP_SIGNING_KEY_FILE was replaced", why=why, fix=fix)
 
 
 def _facts(contents: Mapping[str, bytes]) -> dict[str, SignedFile]:
