@@ -17,11 +17,12 @@ from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.volume_area import _signatures
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.signing import statement_log
-from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
+from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY, signing_key
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.signed_logs import aged, statement_paths
 
 NOW = datetime.now(UTC)
 
@@ -188,3 +189,21 @@ def test_the_doctor_tells_how_the_log_stands(place: Place, tmp_path: Path) -> No
     assert (line.level, line.text) == (Severity.OK, "the signed log is whole: 2 statements")
     line = _signatures(signed.system, NOW + statement_log.VALID * 2)
     assert (line.level, "or the log was cut off" in line.text) == (Severity.WARN, True)
+
+
+def test_cron_states_a_sign_of_life_when_it_is_due(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    assert "not due yet, or nothing is signed yet; head 0 empty" in signed.run("log", "alive").output
+    signed.chain()
+    ended = signed.run("log", "alive")
+    assert (ended.code, "not due yet" in ended.output) == (0, True), ended.output
+    database = signed.settings["POSTGRES_DB"]
+    statements = len(statement_paths(signed.root, database))
+    aged(signed.root, database, signing_key("K", keys / SIGNING_KEY), 24 * 4)
+    assert "the host that signs has stopped, or the log was cut off" in signed.run("log", "verify").output
+    ended = signed.run("log", "alive")
+    assert (ended.code, f"stated; head {statements + 1} " in ended.output) == (0, True), ended.output
+    assert "expired" not in signed.run("log", "verify").output
+    assert "BACKUP_SIGNING_KEY_FILE is not set" in with_keys(place, keys, signing=False).run("log", "alive").refused()

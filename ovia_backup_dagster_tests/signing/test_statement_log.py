@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -23,6 +22,7 @@ from ovia_backup_dagster.signing.sshsig import sign
 from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile, SignedStatement
 from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import snapshot
+from ovia_backup_dagster_tests.support.signed_logs import aged, edit, forgotten, signed_again, statement_paths
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 A, B = "shop_daily_2026-01-01_030000.dump", "shop_daily_2026-01-02_030000.dump"
@@ -31,11 +31,6 @@ SHA = "a" * 64
 
 def log_in(root: Path, *, key: Ed25519PrivateKey = KEY, signing: bool = True, database: str = "shop") -> StatementLog:
     return StatementLog(root, database, key.public_key(), key if signing else None)
-
-
-def forgotten() -> None:
-    """What this process has read: another process would not know it."""
-    statement_log._read.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in (root / "statements/shop").iterdir() if path.suffix == ".json")
+    return statement_paths(root, "shop")
 
 
 def test_the_last_statement_of_a_backup_says_what_counts(root: Path) -> None:
@@ -101,14 +96,6 @@ def test_each_database_has_a_log_of_its_own(root: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- alterations
-
-
-def edit(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}), "utf-8")
-
-
-def signed_again(path: Path, key: Ed25519PrivateKey) -> None:
-    path.with_name(f"{path.name}.sig").write_bytes(sign(key, path.read_bytes()))
 
 
 def copied_over(root: Path) -> None:
@@ -274,19 +261,9 @@ def test_a_statement_is_read_back_as_written(root: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ sign of life
 
 
-def aged(root: Path, hours: float) -> datetime:
-    """Let the last statement be that old; return the present."""
-    now, last = datetime.now(UTC), files(root)[-1]
-    at = now - timedelta(hours=hours)
-    edit(last, at=at.isoformat(), expires_at=(at + statement_log.VALID).isoformat())
-    signed_again(last, KEY)
-    forgotten()
-    return now
-
-
 @pytest.mark.parametrize(("hours", "stated"), [(19.9, False), (20.1, True), (100, True)])
 def test_a_sign_of_life_follows_an_old_statement(root: Path, hours: float, stated: bool) -> None:
-    now = aged(root, hours)
+    now = aged(root, "shop", KEY, hours)
     log = log_in(root)
     before = log.chain().backups
     assert log.state_alive(now) is stated
@@ -306,7 +283,7 @@ def test_an_empty_log_has_no_sign_of_life(tmp_path: Path) -> None:
 
 
 def test_many_processes_state_one_sign_of_life(root: Path) -> None:
-    now = aged(root, 30)
+    now = aged(root, "shop", KEY, 30)
     context = multiprocessing.get_context("fork")
     all_of_them = [context.Process(target=log_in(root).state_alive, args=(now,)) for _ in range(6)]
     for process in all_of_them:
