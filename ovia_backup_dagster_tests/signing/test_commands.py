@@ -17,7 +17,14 @@ from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.volume_area import _signatures
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.signing import statement_log
-from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY, signing_key
+from ovia_backup_dagster.signing.key_files import (
+    SIGNING_KEY,
+    VERIFY_KEY,
+    create_keys,
+    fingerprint,
+    signing_key,
+    verify_key,
+)
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
@@ -207,3 +214,45 @@ def test_cron_states_a_sign_of_life_when_it_is_due(place: Place, tmp_path: Path)
     assert (ended.code, f"stated; head {statements + 1} " in ended.output) == (0, True), ended.output
     assert "expired" not in signed.run("log", "verify").output
     assert "BACKUP_SIGNING_KEY_FILE is not set" in with_keys(place, keys, signing=False).run("log", "alive").refused()
+
+
+def test_keys_are_replaced_and_both_readers_follow(place: Place, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "the new keys"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    backup = signed.chain()
+    rotated = signed.run("keys", "rotate", "--to", str(new))
+    assert rotated.code == 0, rotated.output
+    print_ = fingerprint(verify_key("K", new / VERIFY_KEY))
+    head = json.loads(signed.run("log", "verify", "--json").output)["head"]
+    assert (f"is signed by {print_} from now on" in rotated.output, head in rotated.output) == (True, True)
+    assert f"delete the old signing key: {old / SIGNING_KEY}" in rotated.output
+
+    for reader in (with_keys(place, old, signing=False), with_keys(place, new, signing=False)):
+        assert json.loads(reader.run("log", "verify", "--json").output)["unsigned"] == []
+        assert reader.run("restore", str(backup), "--plan").code == 0
+    for command in (("dump",), ("log", "alive"), ("keys", "rotate", "--to", str(tmp_path / "third"))):
+        line = signed.run(*command).refused()
+        assert ("was replaced: since statement" in line, print_ in line, "keys rotate made" in line) == (True,) * 3
+    assert not (tmp_path / "third").exists()
+    mixed = Place({**with_keys(place, new).settings, "BACKUP_SIGNING_KEY_FILE": str(old / SIGNING_KEY)}, place.logs)
+    assert f"with the second, {print_}" in mixed.run("dump").refused()
+    with_keys(place, new).chain()
+
+
+def test_a_rotation_is_repeated_with_the_same_folder(place: Place, tmp_path: Path) -> None:
+    """After an interruption, or for another database with the same keys: the pair that is there is used."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    signed.chain()
+    made = create_keys(new, "ovia-backup")
+    for _ in range(2):
+        ended = signed.run("keys", "rotate", "--to", str(new))
+        assert (ended.code, fingerprint(made) in ended.output) == (0, True), ended.output
+    statements = len(statement_paths(signed.root, signed.settings["POSTGRES_DB"]))
+    assert "is in use already" in with_keys(place, new).run("keys", "rotate", "--to", str(new)).refused()
+    assert "cannot be used again" in with_keys(place, new).run("keys", "rotate", "--to", str(old)).refused()
+    (new / VERIFY_KEY).unlink()
+    assert "verify_key.pub cannot be read" in signed.run("keys", "rotate", "--to", str(new)).refused()
+    assert len(statement_paths(signed.root, signed.settings["POSTGRES_DB"])) == statements
