@@ -19,7 +19,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
 from ovia_backup_dagster.core.locking import lock_holder
@@ -27,7 +26,7 @@ from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.health.freshness import AGAIN
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.signing.sshsig import public_text
+from ovia_backup_dagster.signing.key_files import VERIFY_KEY
 from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -52,7 +51,7 @@ from ovia_backup_dagster_tests.defs.support import (
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
-from ovia_backup_dagster_tests.support.signed_logs import aged, edit, forgotten, statement_paths
+from ovia_backup_dagster_tests.support.signed_logs import aged, edit, forgotten, key_settings, statement_paths
 
 # Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -893,10 +892,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 @pytest.fixture
 def signing(bare: NewLocation, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     """The sensor of a location with both keys, and a log whose last statement is a day old."""
-    (tmp_path / "key").write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    (tmp_path / "key.pub").write_text(public_text(KEY.public_key()))
-    files = {"BACKUP_SIGNING_KEY_FILE": str(tmp_path / "key"), "BACKUP_VERIFY_KEY_FILE": str(tmp_path / "key.pub")}
-    daemon = Daemon(bare(**files), monkeypatch, clock=None)
+    daemon = Daemon(bare(**key_settings(tmp_path, KEY)), monkeypatch, clock=None)
     StatementLog(volume, "sample", KEY.public_key(), KEY).published("a.dump", 1, "a" * 64, {})
     aged(volume, "sample", KEY, 24)
     return daemon
@@ -919,7 +915,7 @@ def test_without_the_signing_key_a_tick_states_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    reader = Daemon(bare(BACKUP_VERIFY_KEY_FILE=str(tmp_path / "key.pub")), monkeypatch, clock=None)
+    reader = Daemon(bare(BACKUP_VERIFY_KEY_FILE=str(tmp_path / VERIFY_KEY)), monkeypatch, clock=None)
     before = files_of(volume)
     reader.evaluate()
     assert files_of(volume) == before

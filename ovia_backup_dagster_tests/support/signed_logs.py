@@ -9,12 +9,23 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ovia_backup_dagster.signing import statement_log
+from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY, pair_files, write_new
 from ovia_backup_dagster.signing.sshsig import sign
 
 
 def forgotten() -> None:
     """What this process has read: another process would not know it."""
     statement_log._read.clear()
+
+
+def key_settings(folder: Path, key: Ed25519PrivateKey) -> dict[str, str]:
+    """The settings for a pair of keys, whose files this writes."""
+    folder.mkdir(exist_ok=True)
+    write_new(folder, pair_files(key, "ovia-backup"))
+    return {
+        "BACKUP_SIGNING_KEY_FILE": str(folder / SIGNING_KEY),
+        "BACKUP_VERIFY_KEY_FILE": str(folder / VERIFY_KEY),
+    }
 
 
 def statement_paths(root: Path, database: str) -> list[Path]:
