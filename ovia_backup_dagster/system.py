@@ -101,7 +101,7 @@ class BackupSystem:
                 fix="name the file verify_key.pub that ovia-backup keys init made",
             )
         # Few commands need them, and status must answer at once.
-        from ovia_backup_dagster.signing.key_files import signing_key, verify_key
+        from ovia_backup_dagster.signing.key_files import fingerprint, signing_key, verify_key
         from ovia_backup_dagster.signing.statement_log import StatementLog
 
         public = verify_key("BACKUP_VERIFY_KEY_FILE", settings.backup_verify_key_file)
@@ -111,8 +111,8 @@ class BackupSystem:
             if private.public_key() != public:
                 raise SettingsError(
                     "BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE are of two pairs",
-                    why="a statement that the first signs would not hold with the second",
-                    fix="name the two files that one call of ovia-backup keys init made",
+                    why=f"a statement that the first signs would not hold with the second, {fingerprint(public)}",
+                    fix="name the two files that one call of ovia-backup keys init or keys rotate made",
                 )
         return StatementLog(settings.backup_dir, settings.postgres_db, public, private)
 

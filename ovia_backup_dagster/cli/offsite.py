@@ -29,11 +29,12 @@ def offsite_group() -> None:
 @_remotes_argument
 def init_remotes_command(remotes: tuple[str, ...]) -> None:
     """Make an empty remote ours, by a signed marker. Without it nothing is written or removed there."""
+    from ovia_backup_dagster.offsite.remote_configuration import require_configured
     from ovia_backup_dagster.offsite.remote_log import RemoteLog
 
     offsite = system_from_environment().offsite
     for remote in offsite.remotes(*remotes):
-        remote.require_configured()
+        require_configured(remote)
         marker = RemoteLog(remote, offsite.system.required_statement_log).initialize(datetime.now(UTC))
         click.echo(f"{remote}: {remote.address.target} is for database {marker.database} (id {marker.id})")
     log("Next: ovia-backup offsite copy")

@@ -13,7 +13,7 @@ from ovia_backup_dagster.cli.output import log, print_json
 
 @click.group("log")
 def log_group() -> None:
-    """Check the signed log of the backups."""
+    """Check the signed log of the backups, and state signs of life in it."""
 
 
 @log_group.command("verify")
@@ -39,9 +39,23 @@ def verify_log_command(as_json: bool) -> None:
     click.echo(f"{number} statements, all signed; head {chain.head}")
     if chain.head.expires_at is not None and not current:
         click.echo(
-            f"the last statement expired on {chain.head.expires_at:%Y-%m-%d %H:%M} UTC: no backup since, or cut off"
+            f"the last statement expired on {chain.head.expires_at:%Y-%m-%d %H:%M} UTC: the host that signs has "
+            "stopped, or the log was cut off"
         )
     for name in left:
         click.echo(f"no statement vouches for {name}")
     if left:
         log("Next: if you know where one comes from: ovia-backup keys adopt NAME; else move it away")
+
+
+@log_group.command("alive")
+def alive_command() -> None:
+    """State that this host still signs, if the last statement is older than 20 hours.
+
+    A log whose last statement has expired then means that the host has stopped, or that the log was cut off, and not
+    only that no backup succeeded. The freshness sensor does the same; this command is for hosts with cron.
+    """
+    system = system_from_environment()
+    statements = system.required_statement_log
+    stated = statements.state_alive(datetime.now(UTC))
+    click.echo(f"{'stated' if stated else 'not due yet, or nothing is signed yet'}; head {statements.chain().head}")

@@ -44,7 +44,7 @@ def within_deadline(seconds: float, root: Path, look: Callable[[], T]) -> T:
     Args:
         seconds: the time limit.
         root: the backup folder.
-        look: must only read, because it may end long after it was abandoned.
+        look: must only read, or be harmless whenever it ends: that may be long after it was abandoned.
 
     Raises:
         StalledVolumeError: ``look`` did not end within the time limit.

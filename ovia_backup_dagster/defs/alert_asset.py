@@ -16,6 +16,7 @@ from ovia_backup_dagster.defs.policies import MAX_RETRIES, OWNERS, errors_as_fai
 from ovia_backup_dagster.defs.run_configs import AlertConfig
 from ovia_backup_dagster.health.alert_message import Sender, alert, all_clear
 from ovia_backup_dagster.health.condition import Condition, ConditionLevel, Question, assess
+from ovia_backup_dagster.health.head_line import with_log_head
 from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster.system import BackupSystem
 
@@ -66,7 +67,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
             if state.told or config.all_clear:
                 whose = _sender(system.settings)
                 told = alert(whose, state) if state.told else all_clear(whose, state, now, since=config.episode)
-                title, body = map(names.in_words, told)
+                title, body = names.in_words(told[0]), with_log_head(names.in_words(told[1]), system)
                 context.log.info(f"{title}\n{body}")
                 delivery = system.notifier.send(title, body, failure=bool(state.told))
                 if delivery.failed:

@@ -23,6 +23,7 @@ from ovia_backup_dagster.defs.database_names import (
 from ovia_backup_dagster.defs.policies import OWNERS, errors_as_failures, freshness_policy
 from ovia_backup_dagster.defs.run_configs import BackupChoice, PruningConfig, VerificationConfig
 from ovia_backup_dagster.defs.verification_checks import check_results, check_specs
+from ovia_backup_dagster.health.head_line import log_head
 from ovia_backup_dagster.retention import promote_and_prune
 from ovia_backup_dagster.system import BackupSystem
 
@@ -87,7 +88,9 @@ def build_backup_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.A
         problem = verified.judgement.problem(backup.path.name)
         if problem is None:
             # Yielded before the checks: Dagster attaches a check's result to the materialization before it.
-            yield dg.MaterializeResult(metadata=metadata.of_verification(verified), data_version=_GOOD)
+            yield dg.MaterializeResult(
+                metadata=metadata.of_verification(verified, log_head(system)), data_version=_GOOD
+            )
         yield from check_results(verified.judgement, backup.path.name)
         if problem is not None:
             with errors_as_failures(context, system, names.in_words):

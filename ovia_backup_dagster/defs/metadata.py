@@ -5,6 +5,7 @@ Dagster plots numbers over time, so their names and units (bytes and seconds) ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -45,8 +46,13 @@ def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
     }
 
 
-def of_verification(verified: Verified) -> Metadata:
-    """``dump_verification``: figures, and the rows of each table with the change since the previous dump."""
+def of_verification(verified: Verified, log_head: str) -> Metadata:
+    """``dump_verification``: figures, and the rows of each table with the change since the previous dump.
+
+    Args:
+        verified: the backup and its judgement.
+        log_head: the head of the signed log; empty if backups are not signed.
+    """
     witness, judgement = verified.witness, verified.judgement
     assert witness is not None  # only a good dump is materialized
     before = verified.previous.witness if verified.previous else None
@@ -61,6 +67,10 @@ def of_verification(verified: Verified) -> Metadata:
         "large_objects": dg.MetadataValue.int(witness.large_objects.count),
         "compared_with": dg.MetadataValue.text(verified.previous.path.name if verified.previous else "nothing"),
     }
+    if log_head:
+        # In two parts, as the SHA-256 of a dump.
+        parts = re.sub(r"\b([0-9a-f]{32})(?=[0-9a-f]{32}$)", r"\1 ", log_head)
+        metadata["signed_log_head"] = dg.MetadataValue.text(parts)
     if judgement.oddities:
         metadata["odd"] = of_list(judgement.oddities)
     return metadata

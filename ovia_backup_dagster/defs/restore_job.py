@@ -20,6 +20,7 @@ from ovia_backup_dagster.defs.policies import (
     words_of,
 )
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
+from ovia_backup_dagster.health.head_line import with_log_head
 from ovia_backup_dagster.restoration.plan import RestorePlan
 from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
@@ -84,7 +85,8 @@ def build_kept_databases(system: BackupSystem, names: DatabaseNames) -> dg.JobDe
     )
     def expire(context: dg.OpExecutionContext) -> None:
         def tell(title: str, text: str) -> bool:
-            return bool(system.notifier.send(f"Ovia backup: {title}", names.in_words(text), failure=False).delivered)
+            body = with_log_head(names.in_words(text), system)
+            return bool(system.notifier.send(f"Ovia backup: {title}", body, failure=False).delivered)
 
         with errors_as_failures(context, system, names.in_words):
             keep = timedelta(days=system.settings.restore_keep_days)

@@ -2,7 +2,8 @@
 
 Only failed runs are read from Dagster; a newer verified backup outweighs a failed run of the daily backup.
 
-The sensor runs in the code server, which therefore mounts the volume read-only.
+The sensor runs in the code server, which therefore mounts the volume read-only. Where that process has the signing key,
+which then needs to write to the folder ``statements/``, a tick also states the daily sign of life.
 """
 
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ovia_backup_dagster.core.deadline import within_deadline
 from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.defs.database_names import (
     FRESHNESS_ALERT,
@@ -37,6 +39,8 @@ _DESCRIPTION = (
     "does not answer in time. Sends one alert a day while the trouble lasts, and one all-clear when it is over. While "
     "all is well, materializes the alert in green after each day's backup, and sends no message."
 )
+#: The time limit for a sign of life, in seconds, beside the assessments of the volume.
+_ALIVE_SECONDS = 5.0
 _WAITING = "waiting for the alert run"
 _GOING = {
     dg.DagsterRunStatus.QUEUED,
@@ -83,6 +87,7 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.RunRequest | dg.SkipReason:
         now = datetime.now(UTC)
         state = condition(system, names, now, context.instance)
+        _state_alive(context, system, now)
         cursor = _cursor(context.cursor)
         if not state.told and state.restores and state.restores.at_work:
             # This restore may fix the trouble. Until it ends, do not report that all is well.
@@ -116,6 +121,18 @@ def freshness_sensor(system: BackupSystem, names: DatabaseNames) -> dg.SensorDef
         )
 
     return look
+
+
+def _state_alive(context: dg.SensorEvaluationContext, system: BackupSystem, now: datetime) -> None:
+    """State a sign of life in the signed log, if one is due. An error is logged, and never fails the tick."""
+    try:
+        log = system.statement_log
+        if log is None or not log.can_record:
+            return
+        if within_deadline(_ALIVE_SECONDS, log.root, lambda: log.state_alive(now)):
+            context.log.info(f"stated a sign of life in the signed log; head {log.chain().head}")
+    except Exception as error:  # noqa: BLE001 - alerts matter more
+        context.log.warning(f"no sign of life was stated in the signed log: {error}")
 
 
 def _well(state: Condition, system: BackupSystem) -> str:

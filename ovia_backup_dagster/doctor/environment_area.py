@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, failed, ok, warn
+from ovia_backup_dagster.health.head_line import with_log_head
 from ovia_backup_dagster.postgres import versions as releases
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.settings.model import PREFIXES, Settings, variable_names
@@ -151,7 +152,8 @@ def alerts(system: BackupSystem) -> Iterator[Observation]:
 def test_alert(system: BackupSystem) -> Iterator[Observation]:
     """Send a message to every channel."""
     database = system.settings.postgres_db
-    title, body = f"[{database}] a test of the backup alerts", "Nothing is wrong. This is a test by ovia-backup doctor."
+    title = f"[{database}] a test of the backup alerts"
+    body = with_log_head("Nothing is wrong. This is a test by ovia-backup doctor.", system)
     try:
         delivery = system.notifier.send(title, body, failure=False)
     except BackupError as error:

@@ -358,7 +358,9 @@ def _signatures(system: BackupSystem, now: datetime) -> Observation:
         return warn(Area.VOLUME, text, fix)
     if head.expires_at is not None and head.expires_at < now:
         text = f"the signed log ends with statement {head.sequence}, which expired {head.expires_at:%Y-%m-%d %H:%M} UTC"
-        return warn(Area.VOLUME, f"{text}: no backup since, or the log was cut off", "ovia-backup log verify")
+        return warn(
+            Area.VOLUME, f"{text}: the host that signs has stopped, or the log was cut off", "ovia-backup log verify"
+        )
     return ok(Area.VOLUME, f"the signed log is whole: {head.sequence} statements")
 
 

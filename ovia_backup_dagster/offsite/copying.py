@@ -24,6 +24,7 @@ from ovia_backup_dagster.offsite.encryption import Age
 from ovia_backup_dagster.offsite.layout import SIGNATURE, Listing, file_path, receipt_path
 from ovia_backup_dagster.offsite.rclone import Remote, Stored
 from ovia_backup_dagster.offsite.receipt import CopiedFile, Marker, Receipt
+from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.transfer import PlainFile, send
 from ovia_backup_dagster.retention.policy import Policy
@@ -82,7 +83,7 @@ class Copier:
         began = time.monotonic()
         self.log.require_key()
         self.age.encrypting()
-        self.remote.require_configured()
+        require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
             marker = remote_log.marker()
@@ -144,7 +145,7 @@ class Copier:
         receipt = Receipt(remote=marker.id, backup=archive, sequence=known.sequence, at=now, files=files)
         content = receipt.to_json().encode()
         path = receipt_path(archive, known.sequence)
-        self.remote.write(path + SIGNATURE, self.log.signature(content))
+        self.remote.write(path + SIGNATURE, self.log.sign(content))
         self.remote.write(path, content)
         size = sum(file.size_bytes for file in files.values())
         log(f"{self.remote}: sent {archive}, {human_bytes(size)} in {seconds(time.monotonic() - began)}")

@@ -1,8 +1,8 @@
 """Brings a backup back from a remote. Nothing is accepted that the signed log does not vouch for.
 
-The checks follow The Update Framework, in this order: the marker's signature and database; the log's last signature,
-and by hash links every statement; that the log is not shorter or other than this machine has seen; that its end has not
-expired; that a statement vouches for the backup, and a receipt for its copy; then each file, bounded by its size,
+The checks follow The Update Framework, in this order: the log's last signature, and by hash links every statement and
+the database; that the log is not shorter or other than this machine has seen; that its end has not expired; the marker;
+that a statement vouches for the backup, and a receipt for its copy; then each file, bounded by its size,
 decrypted to disk and compared by SHA-256, before any client program sees it.
 """
 
@@ -30,12 +30,14 @@ from ovia_backup_dagster.core.naming import SUFFIX, BackupName
 from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.offsite.copy_plan import complete_copies
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.layout import SIGNATURE, STATEMENTS, Listing, file_path, receipt_path
+from ovia_backup_dagster.offsite.layout import MARKER, SIGNATURE, STATEMENTS, Listing, file_path, receipt_path
 from ovia_backup_dagster.offsite.rclone import SMALL_BYTES, Remote
 from ovia_backup_dagster.offsite.receipt import Marker, Receipt
+from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.transfer import fetch
 from ovia_backup_dagster.signing.chain import Chain, Known
+from ovia_backup_dagster.signing.log_replica import extend
 from ovia_backup_dagster.signing.sshsig import SignatureError
 from ovia_backup_dagster.signing.statement import ARCHIVE, Standing
 from ovia_backup_dagster.signing.statement_log import StatementLog
@@ -102,10 +104,11 @@ class Fetcher:
             NotFreshError: its log has expired.
             SettingsError, ProgramMissingError, VolumeError: it cannot be read or written here.
         """
-        self.remote.require_configured()
+        require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
-        marker = remote_log.marker()
         listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
+        if MARKER not in listing.sizes:
+            raise remote_log.no_marker()
         seen = self.log.chain().head
         if listing.statement > seen.sequence:
             self._continue_log(seen.sequence, listing)
@@ -124,7 +127,8 @@ class Fetcher:
                 why="the host has stopped, or the end of the log was cut off to hide later backups",
                 fix="compare its head with the one that you noted, and with other remotes; then: --allow-expired",
             )
-        return Copies(marker, listing, chain)
+        # The log comes first: the marker may be signed by a key that it replaced since.
+        return Copies(remote_log.marker(), listing, chain)
 
     def find(self, wanted: str, now: datetime, *, allow_expired: bool = False) -> Offer:
         """The copy that ``wanted`` means: an archive's name, or ``latest``, the newest that is not known to be bad.
@@ -198,17 +202,17 @@ class Fetcher:
             names = [f"{sequence:08}.json" for sequence in range(seen + 1, last + 1)]
             self.remote.get(STATEMENTS, [*names, *(f"{name}{SIGNATURE}" for name in names)], folder)
             contents: list[bytes] = []
-            signatures: list[bytes] = []
+            signatures: dict[int, bytes] = {}
             for sequence, name in enumerate(names, seen + 1):
-                for path, into in ((folder / name, contents), (folder / f"{name}{SIGNATURE}", signatures)):
-                    if not path.is_file():
-                        raise StatementLogError(
-                            f"statement {sequence} is missing on remote {self.remote}",
-                            why=f"it or its signature was deleted, and statement {last} is there",
-                            fix="use another remote; or an earlier state of this one: --as-of TIME",
-                        )
-                    into.append(path.read_bytes())
-            self.log.extend(contents, signatures)
+                if not ((folder / name).is_file() and (folder / f"{name}{SIGNATURE}").is_file()):
+                    raise StatementLogError(
+                        f"statement {sequence} is missing on remote {self.remote}",
+                        why=f"it or its signature was deleted, and statement {last} is there",
+                        fix="use another remote; or an earlier state of this one: --as-of TIME",
+                    )
+                contents.append((folder / name).read_bytes())
+                signatures[sequence] = (folder / f"{name}{SIGNATURE}").read_bytes()
+            extend(self.log, contents, signatures)
 
 
 def receipts_of(remote: Remote, remote_log: RemoteLog, marker: Marker, listing: Listing, archive: str) -> list[Receipt]:

@@ -18,15 +18,13 @@ from typing import IO, Any
 from ovia_backup_dagster.core.errors import (
     BackupError,
     CopyDamagedError,
-    RemoteAccessError,
     RemoteError,
     RemoteStalledError,
-    SettingsError,
 )
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.remote_address import RemoteAddress
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.offsite.rclone_errors import diagnosed, last_words
+from ovia_backup_dagster.offsite.rclone_errors import diagnosed
 from ovia_backup_dagster.offsite.rclone_program import Program
 from ovia_backup_dagster.postgres.programs import Child
 from ovia_backup_dagster.postgres.watchdog import SessionProgress
@@ -70,7 +68,13 @@ class RcloneCalls:
     def __str__(self) -> str:
         return self.address.name
 
-    def _ask(self, arguments: Sequence[str]) -> tuple[int, bytes, str]:
+    def ask(self, arguments: Sequence[str]) -> tuple[int, bytes, str]:
+        """Run rclone to its end; return its exit code, standard output and standard error.
+
+        Raises:
+            RemoteStalledError: nothing moved for a long time.
+            ProgramMissingError: rclone is missing.
+        """
         moved = [0]
         with self._run(arguments, "", moved) as child:
             assert child.process.stdout is not None
@@ -133,7 +137,7 @@ class Remote(RcloneCalls):
         """
         wanted = _HASHES if hashes else ()
         listed = ("lsjson", "--recursive", "--files-only", "--no-mimetype", "--no-modtime", *wanted)
-        code, output, stderr = self._ask((*listed, self.address.at(path)))
+        code, output, stderr = self.ask((*listed, self.address.at(path)))
         if code in _NOT_FOUND:
             self._require_bucket(stderr)
             return {}
@@ -153,7 +157,7 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: the remote cannot be asked.
         """
-        code, output, stderr = self._ask(("lsjson", "--stat", *_HASHES, "--metadata", self.address.at(path)))
+        code, output, stderr = self.ask(("lsjson", "--stat", *_HASHES, "--metadata", self.address.at(path)))
         if code in _NOT_FOUND:
             self._require_bucket(stderr)
             return None
@@ -170,7 +174,7 @@ class Remote(RcloneCalls):
             RemoteError: it cannot be read.
         """
         command = ("cat", "--count", str(limit + 1), self.address.at(path))
-        code, output, stderr = self._ask(command)
+        code, output, stderr = self.ask(command)
         if code in _NOT_FOUND:
             self._require_bucket(stderr)
             return None
@@ -205,7 +209,7 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: the remote cannot be asked.
         """
-        code, output, stderr = self._ask(("about", "--json", self.address.at("")))
+        code, output, stderr = self.ask(("about", "--json", self.address.at("")))
         if code:
             if "doesn't support about" in stderr or "not support" in stderr:
                 return None
@@ -286,7 +290,7 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: the remote cannot be asked.
         """
-        code, output, stderr = self._ask(("backend", "features", self.address.at("")))
+        code, output, stderr = self.ask(("backend", "features", self.address.at("")))
         if code:
             raise self._error(f"cannot ask {self} what it can", stderr, code)
         found = json.loads(output)
@@ -299,14 +303,14 @@ class Remote(RcloneCalls):
             RemoteLockedError: the store refuses it for now.
             RemoteError: it could not be deleted.
         """
-        code, output, stderr = self._ask(("lsf", "--s3-versions", self.address.at(path.rpartition("/")[0])))
+        code, output, stderr = self.ask(("lsf", "--s3-versions", self.address.at(path.rpartition("/")[0])))
         stem = path.rpartition("/")[2]
         versions = sorted(name for name in output.decode("utf-8", "replace").splitlines() if name.startswith(stem))
         if code or not versions:
             raise self._error(f"cannot list the versions of {self._place(path)}", stderr, code)
         # A version's name ends with its time, and the newest has the plain name.
         place = self.address.at(f"{path.rpartition('/')[0]}/{versions[-1]}")
-        code, _, stderr = self._ask(("deletefile", "--s3-versions", place))
+        code, _, stderr = self.ask(("deletefile", "--s3-versions", place))
         if code:
             raise self._error(f"cannot delete {place}", stderr, code)
 
@@ -317,7 +321,7 @@ class Remote(RcloneCalls):
             RemoteLockedError: the store refuses it for now.
             RemoteError: it could not be deleted.
         """
-        code, _, stderr = self._ask(("deletefile", self.address.at(path)))
+        code, _, stderr = self.ask(("deletefile", self.address.at(path)))
         if code and code not in _NOT_FOUND:
             raise self._error(f"cannot delete {self._place(path)}", stderr, code)
 
@@ -328,47 +332,6 @@ class Remote(RcloneCalls):
             return ()
         until = ("--s3-object-lock-retain-until-date", f"{self.lock_days}d")
         return ("--s3-object-lock-mode", "COMPLIANCE", *until, "--s3-object-lock-set-after-upload")
-
-    # ----------------------------------------------------------------------------------------------------- settings
-
-    def require_configured(self) -> None:
-        """Refuse a remote that rclone's configuration does not have, or that would accept any host key.
-
-        Raises:
-            SettingsError: it is not configured.
-            RemoteAccessError: an SFTP remote without known host keys.
-            ProgramMissingError: rclone is missing.
-        """
-        section = self.address.section
-        if section is None:
-            return
-        config = self._config()
-        if section not in config:
-            where = self.program.config or "RCLONE_CONFIG, which is not set"
-            raise SettingsError(
-                f"remote {self} is not configured",
-                why=f"OFFSITE_REMOTES names {section}:, and {where} has {', '.join(sorted(config)) or 'no remote'}",
-                fix=f"rclone config create {section} …, or correct OFFSITE_REMOTES",
-            )
-        options = config[section]
-        if options.get("type") == "sftp" and not options.get("known_hosts_file"):
-            raise RemoteAccessError(
-                f"remote {self} would accept any host key",
-                why=f"[{section}] of RCLONE_CONFIG has no known_hosts_file",
-                fix=f"ssh-keyscan {shell_word(options.get('host', 'HOST'))} > known_hosts; compare it with the "
-                f"server's keys; then known_hosts_file = /…/known_hosts in [{section}]",
-            )
-
-    def _config(self) -> dict[str, dict[str, str]]:
-        code, output, stderr = self._ask(("config", "dump"))
-        if code:
-            raise SettingsError(
-                f"RCLONE_CONFIG={self.program.config} cannot be read",
-                why=last_words(stderr),
-                fix=f"ls -l {shell_word(str(self.program.config))}; rclone config show",
-            )
-        found: dict[str, dict[str, str]] = json.loads(output)
-        return found
 
 
 class _Counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteForeignError
 from ovia_backup_dagster.offsite.layout import MARKER, SIGNATURE, STATEMENTS, Listing, statement_path
 from ovia_backup_dagster.offsite.rclone import Remote
 from ovia_backup_dagster.offsite.receipt import Marker
-from ovia_backup_dagster.signing.sshsig import SignatureError, verify
+from ovia_backup_dagster.signing.sshsig import SignatureError, public_key, verify
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
 
@@ -42,7 +43,7 @@ class RemoteLog:
             )
         marker = Marker(id=secrets.token_hex(8), database=self.log.database, at=now)
         content = marker.to_json().encode()
-        self.remote.write(MARKER + SIGNATURE, self.log.signature(content))
+        self.remote.write(MARKER + SIGNATURE, self.log.sign(content))
         self.remote.write(MARKER, content)
         return marker
 
@@ -56,11 +57,7 @@ class RemoteLog:
         """
         content = self.remote.read(MARKER)
         if content is None:
-            raise RemoteMissingError(
-                f"remote {self.remote} has no marker {MARKER}",
-                why="it is new, its path is wrong, or its disk is not mounted; nothing is written or removed there",
-                fix=f"if it is new: ovia-backup offsite init {self.remote}",
-            )
+            raise self.no_marker()
         signature = self.remote.read(MARKER + SIGNATURE) or b""
         try:
             self.verify(content, signature)
@@ -80,13 +77,26 @@ class RemoteLog:
             )
         return marker
 
+    def no_marker(self) -> RemoteMissingError:
+        """The error for a remote without its marker."""
+        return RemoteMissingError(
+            f"remote {self.remote} has no marker {MARKER}",
+            why="it is new, its path is wrong, or its disk is not mounted; nothing is written or removed there",
+            fix=f"if it is new: ovia-backup offsite init {self.remote}",
+        )
+
     def verify(self, content: bytes, signature: bytes) -> None:
-        """Check the signature of a file of the remote.
+        """Check the signature of a file of the remote, by the current key or one that it replaced.
 
         Raises:
             SignatureError: it does not hold.
         """
-        verify(self.log.key, content, signature)
+        chain = self.log.chain()
+        for key in [chain.pinned, *(each.old for each in chain.rotations)]:
+            with contextlib.suppress(SignatureError):
+                verify(public_key(key), content, signature)
+                return
+        verify(public_key(chain.key), content, signature)
 
     def require_ours(self, listing: Listing) -> None:
         """Refuse a remote whose log is not the beginning of the volume's.
@@ -113,7 +123,7 @@ class RemoteLog:
                 why="it was listed, and is gone",
                 fix=f"ovia-backup offsite verify {self.remote}",
             )
-        if hashlib.sha256(theirs).digest() != hashlib.sha256(self.log.content(listing.statement)).digest():
+        if hashlib.sha256(theirs).hexdigest() != self.log.files.sha256(listing.statement):
             raise RemoteForeignError(
                 f"statement {listing.statement} on remote {self.remote} is not the volume's",
                 why="another host writes to it, or it was forged: one of the two logs was rewritten",

@@ -17,6 +17,7 @@ from ovia_backup_dagster.offsite.copy_plan import complete_copies
 from ovia_backup_dagster.offsite.copying import exclusively
 from ovia_backup_dagster.offsite.layout import BACKUPS, Listing
 from ovia_backup_dagster.offsite.rclone import Remote
+from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.remote_retention import CopyDecision, plan_remote
 from ovia_backup_dagster.retention.policy import Policy
@@ -63,7 +64,7 @@ class RemotePruner:
             StatementLogError, VolumeError, SettingsError, ProgramMissingError: it cannot be decided.
             LockHeldError: another process works on this remote.
         """
-        self.remote.require_configured()
+        require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
             remote_log.marker()

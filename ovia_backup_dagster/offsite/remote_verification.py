@@ -16,6 +16,7 @@ from ovia_backup_dagster.offsite.fetching import receipts_of
 from ovia_backup_dagster.offsite.layout import CANARIES, SIGNATURE, Listing, statement_path
 from ovia_backup_dagster.offsite.rclone import Remote, Stored
 from ovia_backup_dagster.offsite.receipt import CopiedFile
+from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.remote_record import ReadBack, RemoteRecord
 from ovia_backup_dagster.offsite.transfer import digest_of, plain_digest_of
@@ -69,7 +70,7 @@ class RemoteVerifier:
             SettingsError, ProgramMissingError, StatementLogError, VolumeError: it cannot be checked.
             LockHeldError: another process works on this remote.
         """
-        self.remote.require_configured()
+        require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
             marker = remote_log.marker()

@@ -2,23 +2,26 @@
 
 Each statement names the SHA-256 of the one before it, so that the signature of the last one covers all. The order of
 the checks follows The Update Framework: signature, form, place, database, time. Files belong to ``statement_log``.
+
+The key may change on the way: a statement ``keys``, signed by the old key, names the new one, which signs all later
+statements. A reader knows one key of the log's history. With the newest, the last signature covers all. With an older
+one, the reader goes in legs: each ends with the statement with which its key hands over to the next.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE
 from ovia_backup_dagster.core.errors import StatementLogError
-from ovia_backup_dagster.signing.sshsig import SignatureError, verify
-from ovia_backup_dagster.signing.statement import Event, SignedFile, SignedStatement, Standing
+from ovia_backup_dagster.signing.sshsig import SignatureError, public_key, verify
+from ovia_backup_dagster.signing.statement import Event, KeyChange, SignedFile, SignedStatement, Standing
 
 Files = Mapping[str, SignedFile]
 
@@ -30,15 +33,31 @@ class Head:
     Attributes:
         sequence: its number; 0 for an empty log.
         sha256: of its file; ``None`` for an empty log.
+        at: when it was made (UTC); ``None`` for an empty log.
         expires_at: until when the log counts as current (UTC); ``None`` for an empty log.
     """
 
     sequence: int = 0
     sha256: str | None = None
+    at: datetime | None = None
     expires_at: datetime | None = None
 
     def __str__(self) -> str:
         return f"{self.sequence} {self.sha256 or 'empty'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A replacement of the key.
+
+    Attributes:
+        sequence: the number of the statement about it, the last that the old key signs.
+        old, new: the public keys, as OpenSSH writes them.
+    """
+
+    sequence: int
+    old: str
+    new: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +83,19 @@ class Chain:
 
     Attributes:
         database: whose log it is.
+        pinned: the public key that the reader knows, as OpenSSH writes it: one of the log's history.
         head: the last statement.
         known: archive's file name -> what was stated last, also of backups that the volume no longer has.
         removed: the archives that were removed from the volume.
+        rotations: the replacements of the key, in order.
     """
 
     database: str
+    pinned: str
     head: Head = Head()
     known: Mapping[str, Known] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
+    rotations: tuple[Rotation, ...] = ()
 
     @property
     def backups(self) -> Mapping[str, Files]:
@@ -90,23 +113,55 @@ class Chain:
             return {}
         return self.known[archive].files
 
-    def followed_by(self, contents: list[bytes], signature: bytes, key: Ed25519PublicKey, now: datetime) -> Chain:
+    @property
+    def key(self) -> str:
+        """The public key that must sign the next statement."""
+        return self.rotations[-1].new if self.rotations else self.pinned
+
+    def signer_of(self, sequence: int) -> str:
+        """The public key that was current when this statement was made."""
+        return next((each.old for each in self.rotations if each.sequence >= sequence), self.key)
+
+    def followed_by(self, contents: Sequence[bytes], signatures: Mapping[int, bytes], now: datetime) -> Chain:
         """The log with the statements that follow.
 
         Args:
             contents: their files, in order; at least one.
-            signature: of the last of them.
-            key: the only key that counts.
+            signatures: number -> signature: of the last of them, and of those that :func:`claims_of_a_new_key` names.
             now: the instant (UTC) that no statement may lie after.
 
         Raises:
-            StatementLogError: the signature does not hold, or a statement is not the next one of this log.
+            StatementLogError: a signature does not hold, or a statement is not the next one of this log.
         """
-        last = self.head.sequence + len(contents)
+        chain = self
+        while contents:
+            number = chain._signed_by_the_key(contents, signatures)
+            signer = chain.key
+            chain, contents = chain._with(contents[:number], now), contents[number:]
+            if chain.signer_of(chain.head.sequence) != signer:
+                why = "the key that signed it was not the current one"
+                raise broken(f"the signature of statement {chain.head.sequence} does not count", why)
+        return chain
+
+    def _signed_by_the_key(self, contents: Sequence[bytes], signatures: Mapping[int, bytes]) -> int:
+        """How many of the statements the current key vouches for: up to the first where it may hand over, else all."""
+        key, before = public_key(self.key), self.head.sequence
+        for sequence in sorted(number for number in signatures if before < number < before + len(contents)):
+            try:
+                verify(key, contents[sequence - before - 1], signatures[sequence])
+            except SignatureError:
+                continue  # of an earlier key; or forged, and then a later signature does not hold
+            return sequence - before
+        last = before + len(contents)
         try:
-            verify(key, contents[-1], signature)
+            verify(key, contents[-1], signatures[last])
         except SignatureError as error:
             raise broken(f"the signature of statement {last} does not hold", str(error)) from None
+        return len(contents)
+
+    def _with(self, contents: Sequence[bytes], now: datetime) -> Chain:
+        """The log with these statements, the last of which is signed."""
+        last = self.head.sequence + len(contents)
         # Walk back first: what the signature does not cover is not parsed.
         statements: list[tuple[SignedStatement, str]] = []
         wanted = hashlib.sha256(contents[-1]).hexdigest()
@@ -120,19 +175,31 @@ class Chain:
         if wanted != (self.head.sha256 or ""):
             why = f"statement {self.head.sequence + 1} does not follow statement {self.head.sequence} as it was read"
             raise broken("the log was rewritten", why)
-        known, removed = dict(self.known), set(self.removed)
+        known, removed, rotations = dict(self.known), set(self.removed), self.rotations
         for statement, _ in reversed(statements):
             self._require_ours(statement, now)
-            name = statement.backup
-            if statement.event is Event.REMOVED:
-                removed.add(name)
-                continue
-            removed.discard(name)
-            files = MappingProxyType(dict(statement.files))
-            known[name] = Known(statement.sequence, files, statement.standing, statement.held_until)
+            if statement.keys is not None:
+                rotations = (*rotations, self._rotation(statement.sequence, statement.keys, rotations))
+            elif statement.event is Event.REMOVED:
+                removed.add(statement.backup)
+            elif statement.event.is_about_a_backup:
+                if statement.event is not Event.HELD:  # which may be about one that is only elsewhere
+                    removed.discard(statement.backup)
+                files = MappingProxyType(dict(statement.files))
+                about = Known(statement.sequence, files, statement.standing, statement.held_until)
+                known[statement.backup] = about
         newest, sha256 = statements[0]
-        head = Head(last, sha256, newest.expires_at)
-        return replace(self, head=head, known=known, removed=frozenset(removed))
+        head = Head(last, sha256, newest.at, newest.expires_at)
+        return replace(self, head=head, known=known, removed=frozenset(removed), rotations=rotations)
+
+    def _rotation(self, sequence: int, keys: KeyChange, before: Sequence[Rotation]) -> Rotation:
+        """A replacement of the key that is current: the last new one, else the known one if statements were read."""
+        current = before[-1].new if before else self.pinned if self.head.sequence else keys.old
+        if keys.old != current:
+            raise broken(f"statement {sequence} does not count", "it replaces a key that was not current")
+        if keys.new in (keys.old, *(each.old for each in before)):
+            raise broken(f"statement {sequence} does not count", "its new key is one that was replaced")
+        return Rotation(sequence, keys.old, keys.new)
 
     def _require_ours(self, statement: SignedStatement, now: datetime) -> None:
         if statement.database != self.database:
@@ -141,6 +208,20 @@ class Chain:
         if statement.at > now + CLOCK_TOLERANCE:
             why = f"it is of {statement.at:%Y-%m-%d %H:%M} UTC: a clock is wrong, or was when it was made"
             raise broken(f"statement {statement.sequence} is from the future", why)
+
+
+def claims_of_a_new_key(contents: Iterable[bytes], first: int) -> list[int]:
+    """The numbers of the statements that may replace the key, seen without parsing, as nothing is proven yet.
+
+    Args:
+        contents: of statements, in order.
+        first: the number of the first of them.
+    """
+    return [number for number, content in enumerate(contents, first) if _CLAIM in content]
+
+
+#: As :meth:`SignedStatement.to_json` writes it. In another statement it costs one signature to check.
+_CLAIM = f'"{Event.KEYS.value}"'.encode()
 
 
 def broken(what: str, why: str) -> StatementLogError:

@@ -11,9 +11,9 @@ import binascii
 import hashlib
 import struct
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 #: A signature made for another purpose, such as a Git commit, must not count: ``ssh-keygen -Y sign -n NAMESPACE``.
 NAMESPACE = "statement@ovia-backup"
@@ -25,6 +25,26 @@ _SIGNATURE_BYTES = 64
 
 class SignatureError(ValueError):
     """A signature is of another key, namespace or form, or does not fit the bytes."""
+
+
+def public_text(key: Ed25519PublicKey) -> str:
+    """A public key as OpenSSH writes it, without a comment: ``ssh-ed25519 AAAA…``."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def public_key(text: str) -> Ed25519PublicKey:
+    """The key that :func:`public_text` wrote.
+
+    Raises:
+        SignatureError: it is not such a key.
+    """
+    try:
+        key = load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise SignatureError("it is not an OpenSSH public key") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError("its key is not of type Ed25519")
+    return key
 
 
 def sign(key: Ed25519PrivateKey, message: bytes) -> bytes:
@@ -71,7 +91,7 @@ def _to_sign(message: bytes) -> bytes:
 
 def _frame(key: Ed25519PublicKey) -> tuple[bytes, bytes]:
     """What precedes the 64 bytes of the signature proper."""
-    public = base64.b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    public = base64.b64decode(public_text(key).split()[1])
     named = _string(NAMESPACE.encode()) + _string(b"") + _string(_HASH)
     head = _MAGIC + struct.pack(">I", _VERSION) + _string(public) + named
     blob = _string(_TYPE) + struct.pack(">I", _SIGNATURE_BYTES)

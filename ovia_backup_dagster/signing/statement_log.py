@@ -1,16 +1,11 @@
 """The signed log on the volume: ``statements/00000042.json`` and its signature, appended and never rewritten.
 
-A ledger for the volume's operations (``core.ledger``). The signature is written before its statement, so that a
-reader who sees a statement sees its signature. What the statements say together belongs to ``chain``.
+A ledger for the volume's operations (``core.ledger``). What the statements say together belongs to ``chain``, their
+files to ``statement_files``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,27 +14,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ovia_backup_dagster.core.errors import SettingsError
-from ovia_backup_dagster.core.files import NOTE_BYTES, as_volume_error, read_small, sync_folder, write_whole
+from ovia_backup_dagster.core.errors import SettingsError, StatementLogError
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
-from ovia_backup_dagster.core.reserve import with_reserve
-from ovia_backup_dagster.signing.chain import Chain, Files, Known, broken
-from ovia_backup_dagster.signing.sshsig import SignatureError, sign, verify
+from ovia_backup_dagster.signing.chain import Chain, Files, Known, broken, claims_of_a_new_key
+from ovia_backup_dagster.signing.key_files import fingerprint
+from ovia_backup_dagster.signing.sshsig import SignatureError, public_key, public_text, sign, verify
 from ovia_backup_dagster.signing.standing import with_sidecar
-from ovia_backup_dagster.signing.statement import ARCHIVE, Event, SignedFile, SignedStatement, Standing
+from ovia_backup_dagster.signing.statement import ARCHIVE, Event, KeyChange, SignedFile, SignedStatement, Standing
+from ovia_backup_dagster.signing.statement_files import StatementFiles
 
-FOLDER, LOCK, SIGNATURE = "statements", ".lock", ".sig"
-_NAME = re.compile(r"\d{8,}\.json")
-#: A statement is made by each dump, so a log that ends earlier was cut off, or the backups stopped.
+FOLDER = "statements"
+#: A sign of life is stated each day, so a log that ends earlier was cut off, or its host has stopped.
 VALID = timedelta(days=3)
+#: The age of the last statement from which a sign of life is due.
+ALIVE_AFTER = timedelta(hours=20)
 #: A folder that changed this recently may change again without another time of its own, in nanoseconds.
 _RACY_NS = 1_000_000_000
 #: Logs as this process read them, with the time of their folder then: a log that becomes shorter or other than this was
 #: tampered with.
-_read: dict[tuple[Path, str, bytes], tuple[Chain, int]] = {}
+_read: dict[tuple[Path, str, str], tuple[Chain, int]] = {}
 _reading = threading.Lock()
 
 
@@ -49,8 +44,11 @@ class StatementLog:
     Args:
         root: the backup folder.
         database: whose backups.
-        key: the public key whose signatures count.
-        signing_key: its private key; without it nothing can be stated.
+        key: a public key of the log's history: what it vouches for counts.
+        signing_key: the private key of the current one; without it nothing can be stated.
+
+    Attributes:
+        files: the log's files on the volume.
     """
 
     def __init__(
@@ -61,6 +59,7 @@ class StatementLog:
         self.database = database
         self.key = key
         self._signing_key = signing_key
+        self.files = StatementFiles(self.root, self.path)
 
     # ------------------------------------------------------------------------------------------- what it vouches for
 
@@ -86,55 +85,36 @@ class StatementLog:
             VolumeError: it cannot be read.
         """
         now = datetime.now(UTC)
-        mark = (self.path, self.database, self.key.public_bytes(Encoding.Raw, PublicFormat.Raw))
+        pinned = public_text(self.key)
+        mark = (self.path, self.database, pinned)
         with _reading:
-            known, then = _read.get(mark, (Chain(self.database), 0))
-            changed = self._changed_ns()
+            known, then = _read.get(mark, (Chain(self.database, pinned), 0))
+            changed = self.files.changed_ns()
             if then == changed and time.time_ns() - changed > _RACY_NS:
                 return known
-            if known.head.sequence and self._sha256(known.head.sequence) != known.head.sha256:
+            if known.head.sequence and self.files.sha256(known.head.sequence) != known.head.sha256:
                 why = f"this process has read {known.head.sequence} statements, and the last one is gone or other now"
                 raise broken("the log was cut off or rewritten", why)
-            contents = list(self._contents(known.head.sequence + 1))
+            first = known.head.sequence + 1
+            contents = list(self.files.contents(first))
             if contents:
-                last = known.head.sequence + len(contents)
-                known = known.followed_by(contents, self._signature(last), self.key, now)
+                known = known.followed_by(contents, _needed(self.files, contents, first), now)
             _read[mark] = known, changed
             return known
 
     def check_each(self) -> Iterator[SignedStatement]:
-        """Check the signature of every statement, and not only of the last.
+        """Check the signature of every statement, and not only of the last, with the key that was current then.
 
         Raises:
             StatementLogError: one does not hold.
         """
-        self.chain()
-        for sequence, content in enumerate(self._contents(1), 1):
+        chain = self.chain()
+        for sequence, content in enumerate(self.files.contents(1), 1):
             try:
-                verify(self.key, content, self._signature(sequence))
+                verify(public_key(chain.signer_of(sequence)), content, self.files.signature(sequence))
             except SignatureError as error:
                 raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
-            yield parse_sidecar(SignedStatement, content, self._file(sequence).name)
-
-    def content(self, sequence: int) -> bytes:
-        """The file of a statement.
-
-        Raises:
-            StatementLogError: there is none.
-            VolumeError: it cannot be read.
-        """
-        try:
-            return read_small(self._file(sequence))
-        except FileNotFoundError:
-            raise broken(f"statement {sequence} is missing", f"{self._file(sequence)} is not there") from None
-
-    def signature(self, content: bytes) -> bytes:
-        """Sign another file about these backups, such as the receipt of a copy.
-
-        Raises:
-            SettingsError: the signing key is not set.
-        """
-        return sign(self._key_to_sign(), content)
+            yield parse_sidecar(SignedStatement, content, self.files.file(sequence).name)
 
     # ------------------------------------------------------------------------------------------------- what is stated
 
@@ -144,14 +124,15 @@ class StatementLog:
         return self._signing_key is not None
 
     def require_key(self) -> None:
-        """Refuse to state anything without the signing key.
+        """Refuse to state anything without the signing key, or with one that was replaced.
 
         Raises:
-            SettingsError: it is not set.
+            SettingsError: it is not set, or was replaced.
+            StatementLogError: the log is broken.
         """
-        self._key_to_sign()
+        self._key_to_sign(self.chain())
 
-    def _key_to_sign(self) -> Ed25519PrivateKey:
+    def _any_key(self) -> Ed25519PrivateKey:
         if self._signing_key is None:
             raise SettingsError(
                 "BACKUP_SIGNING_KEY_FILE is not set",
@@ -160,10 +141,16 @@ class StatementLog:
             )
         return self._signing_key
 
+    def _key_to_sign(self, chain: Chain) -> Ed25519PrivateKey:
+        key = self._any_key()
+        if public_text(key.public_key()) != chain.key:
+            raise _replaced(chain)
+        return key
+
     def published(self, archive: str, size_bytes: int, sha256: str, sidecars: Mapping[str, bytes]) -> None:
         """An archive was written, with these sidecars; reported before it gets its final name."""
         files = {ARCHIVE: SignedFile(size_bytes=size_bytes, sha256=sha256), **_facts(sidecars)}
-        self._append(Event.BACKUP, archive, lambda chain: Known(chain.head.sequence, files))
+        self._append(Event.BACKUP, archive, lambda _: Known(0, files))
 
     def promoted(self, source: str, archive: str, copied: Mapping[str, bytes], written: Mapping[str, bytes]) -> None:
         """An archive got a second name, with copies of the source's sidecars and with new ones.
@@ -192,134 +179,143 @@ class StatementLog:
         self._append(Event.EVIDENCE, archive, after)
 
     def held(self, archive: str, until: datetime | None) -> None:
-        """A person keeps a backup until an instant (UTC), or releases it: on remotes, also if the volume lost it."""
-
-        def after(chain: Chain) -> Known | None:
-            return replace(chain.known[archive], held_until=until) if archive in chain.known else None
-
-        self._append(Event.HELD, archive, after)
+        """A person keeps a backup until an instant (UTC), or releases it; also one that is only on remotes."""
+        self._append(Event.HELD, archive, lambda chain: _held(chain.known.get(archive), until))
 
     def adopted(self, archive: str, files: Files, standing: Standing) -> None:
         """A person vouches for a backup, and for these files of it."""
-        self._append(Event.ADOPTED, archive, lambda chain: Known(chain.head.sequence, files, standing))
+        self._append(Event.ADOPTED, archive, lambda _: Known(0, files, standing))
 
     def removed(self, archive: str) -> None:
         """A backup was removed."""
         if self.chain().files_of(archive):
-            self._append(Event.REMOVED, archive, lambda chain: Known(chain.head.sequence, {}))
+            self._append(Event.REMOVED, archive, lambda _: Known(0, {}))
 
-    def extend(self, contents: list[bytes], signatures: list[bytes]) -> None:
-        """Continue the log by statements that another machine made, after checking them.
+    def state_alive(self, now: datetime) -> bool:
+        """State that the host still signs, if the last statement is old enough; never in an empty log.
 
         Args:
-            contents: the files of the statements that follow this log's last, in order.
-            signatures: of each.
+            now: the present (UTC).
 
         Raises:
-            StatementLogError: one does not hold, or does not follow.
-            VolumeError: they cannot be written.
+            SettingsError, StatementLogError, VolumeError: as the other statements.
         """
-        with self._locked():
+        self._key_to_sign(self.chain())
+        if not self._is_due(self.chain(), now):
+            return False
+        with self.files.locked():
             chain = self.chain()
-            chain.followed_by(contents, signatures[-1], self.key, datetime.now(UTC))
-            for sequence, (content, signature) in enumerate(
-                zip(contents, signatures, strict=True), chain.head.sequence + 1
-            ):
-                path = self._file(sequence)
-                with as_volume_error(f"cannot write {path}"):
-                    write_whole(_signature_of(path), signature)
-                    write_whole(path, content)
-            sync_folder(self.path)
+            if due := self._is_due(chain, now):  # another process may just have stated it
+                self._state(chain, self._key_to_sign(chain), Event.ALIVE, now)
+        return due
+
+    @staticmethod
+    def _is_due(chain: Chain, now: datetime) -> bool:
+        return chain.head.at is not None and now - chain.head.at >= ALIVE_AFTER
+
+    def rotate(self, new: Ed25519PrivateKey) -> int:
+        """Replace the key: the old one signs a statement that names the new one, and the new one signs the next.
+
+        Repeated after an interruption, with the same new key, it states what is missing.
+
+        Returns:
+            How many statements were made: 2, or 1 after an interruption, or 0 if the log is signed by that key.
+
+        Raises:
+            SettingsError: this process has not the current key; or the new one was replaced before.
+            StatementLogError, VolumeError: as the other statements.
+        """
+        self._any_key()
+        now, text = datetime.now(UTC), public_text(new.public_key())
+        with self.files.locked():
+            chain = self.chain()
+            if text in (each.old for each in chain.rotations):
+                why = f"{fingerprint(new.public_key())} signed this log before"
+                raise SettingsError("a key that was replaced cannot be used again", why=why, fix="choose a new folder")
+            before = chain.head.sequence
+            if text != chain.key:
+                keys = KeyChange(old=chain.key, new=text)
+                chain = self._state(chain, self._key_to_sign(chain), Event.KEYS, now, keys=keys)
+            if chain.signer_of(chain.head.sequence) != text:
+                chain = self._state(chain, new, Event.ALIVE, now)
+            return chain.head.sequence - before
+
+    def sign(self, content: bytes) -> bytes:
+        """Sign another file about these backups, such as the receipt of a copy.
+
+        Raises:
+            SettingsError: the signing key is not set, or was replaced.
+            StatementLogError: the log is broken.
+        """
+        return sign(self._key_to_sign(self.chain()), content)
 
     def _append(self, event: Event, archive: str, after: Callable[[Chain], Known | None]) -> None:
         """State an event, with what is known of the backup from now on; nothing if nothing is."""
-        key = self._key_to_sign()
-        with self._locked():
+        self._any_key()
+        with self.files.locked():
             chain = self.chain()
-            if (known := after(chain)) is None:
-                return
-            now = datetime.now(UTC)
-            statement = SignedStatement(
-                sequence=chain.head.sequence + 1,
-                previous=chain.head.sha256,
-                database=self.database,
-                at=now,
-                expires_at=now + VALID,
-                event=event,
-                backup=archive,
-                files=known.files,
-                standing=known.standing,
-                held_until=known.held_until,
-            )
-            content = statement.to_json().encode()
-            path = self._file(statement.sequence)
-            with as_volume_error(f"cannot write {path}"):
-                for target, text in ((_signature_of(path), sign(key, content)), (path, content)):
-                    with_reserve(self.root, lambda target=target, text=text: write_whole(target, text))  # type: ignore[misc]
-                sync_folder(self.path)
-            self.chain()
+            key, known = self._key_to_sign(chain), after(chain)
+            if known is not None:
+                self._state(chain, key, event, datetime.now(UTC), archive, known)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One statement at a time: drills and dumps run side by side."""
-        with as_volume_error(f"cannot use the folder {self.path}"):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _state(
+        self,
+        chain: Chain,
+        key: Ed25519PrivateKey,
+        event: Event,
+        now: datetime,
+        archive: str = "",
+        known: Known | None = None,
+        keys: KeyChange | None = None,
+    ) -> Chain:
+        """Sign and write the next statement; return the log with it. The log is locked."""
+        known = known or Known(0, {})
+        statement = SignedStatement(
+            sequence=chain.head.sequence + 1,
+            previous=chain.head.sha256,
+            database=self.database,
+            at=now,
+            expires_at=now + VALID,
+            event=event,
+            backup=archive,
+            files=known.files,
+            standing=known.standing,
+            held_until=known.held_until,
+            keys=keys,
+        )
+        content = statement.to_json().encode()
+        self.files.write(statement.sequence, content, sign(key, content))
+        return self.chain()
+
+
+def _needed(files: StatementFiles, contents: list[bytes], first: int) -> dict[int, bytes]:
+    """The signatures that a reader needs: of the last statement, and of those that may replace the key."""
+    last = first + len(contents) - 1
+    found = {last: files.signature(last)}
+    for sequence in claims_of_a_new_key(contents[:-1], first):
         try:
-            with as_volume_error(f"cannot lock {self.path / LOCK}"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    # -------------------------------------------------------------------------------------------------------- files
-
-    def _file(self, sequence: int) -> Path:
-        return self.path / f"{sequence:08}.json"
-
-    def _contents(self, first: int) -> Iterator[bytes]:
-        """The files of the statements from this number on.
-
-        Raises:
-            StatementLogError: one is missing, and a later one is there.
-        """
-        with as_volume_error(f"cannot list {self.path}", passing=FileNotFoundError):
-            try:
-                names = [name for name in os.listdir(self.path) if _NAME.fullmatch(name)]
-            except FileNotFoundError:
-                return
-        last = max((int(name.partition(".")[0]) for name in names), default=0)
-        for sequence in range(first, last + 1):
-            try:
-                yield read_small(self._file(sequence))
-            except FileNotFoundError:
-                raise broken(f"statement {sequence} is missing", f"statement {last} is there") from None
-
-    def _changed_ns(self) -> int:
-        """When a statement was added last, or a file of the folder renamed or removed."""
-        with as_volume_error(f"cannot read {self.path}", passing=FileNotFoundError):
-            try:
-                return os.stat(self.path).st_mtime_ns
-            except FileNotFoundError:
-                return 0
-
-    def _signature(self, sequence: int) -> bytes:
-        path = _signature_of(self._file(sequence))
-        try:
-            return read_small(path, NOTE_BYTES)
-        except FileNotFoundError:
-            raise broken(f"statement {sequence} has no signature", f"{path} is missing") from None
-
-    def _sha256(self, sequence: int) -> str | None:
-        try:
-            return hashlib.sha256(read_small(self._file(sequence))).hexdigest()
-        except FileNotFoundError:
-            return None
+            found[sequence] = files.signature(sequence)
+        except StatementLogError:
+            continue  # only a reader with an older key needs it, and is told that the last one does not hold
+    return found
 
 
-def _signature_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}{SIGNATURE}")
+def _replaced(chain: Chain) -> SettingsError:
+    """The error for a signing key that is not the log's current one."""
+    now = f"the log is signed by {fingerprint(public_key(chain.key))}"
+    if not chain.rotations:
+        fix = "name the two files that one call of ovia-backup keys init made"
+        return SettingsError("BACKUP_SIGNING_KEY_FILE is another key", why=now, fix=fix)
+    fix = "set BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE to the files that ovia-backup keys rotate made"
+    if chain.rotations[-1].sequence == chain.head.sequence:
+        fix = "the replacement was interrupted; end it with the same folder: ovia-backup keys rotate --to FOLDER"
+    why = f"since statement {chain.rotations[-1].sequence} {now}"
+    return SettingsError("the key in BACKUP_SIGNING_KEY_FILE was replaced", why=why, fix=fix)
 
 
 def _facts(contents: Mapping[str, bytes]) -> dict[str, SignedFile]:
     return {suffix: SignedFile.of(content) for suffix, content in contents.items()}
+
+
+def _held(known: Known | None, until: datetime | None) -> Known | None:
+    return None if known is None else replace(known, held_until=until)

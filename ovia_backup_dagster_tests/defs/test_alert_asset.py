@@ -10,11 +10,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ovia_backup_dagster.core.files import file_sha256
 from ovia_backup_dagster.core.publication import remove_backup
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.postgres.programs import Connection
+from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import NewDatabase, free_port
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -40,6 +43,7 @@ from ovia_backup_dagster_tests.defs.support import (
     retries,
 )
 from ovia_backup_dagster_tests.support.factories import drill_evidence
+from ovia_backup_dagster_tests.support.signed_logs import edit, forgotten, key_settings, statement_paths
 
 # Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -519,3 +523,40 @@ def test_no_url_is_recorded_anywhere(
     for secret in ("channel-p4ssword", "channel-t0ken", "other-t0ken"):
         assert secret not in text
         assert [path for path, content in contents.items() if secret.encode() in content] == []
+
+
+# ---------------------------------------------------------------- the head of the signed log
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
+def test_each_message_ends_with_the_head_of_the_log(
+    bare: NewLocation, people: Receiver, volume: Path, tmp_path: Path, broken: bool
+) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    location = bare(BACKUP_NOTIFY_URLS=people.url, **key_settings(tmp_path, key))
+    log = StatementLog(volume, "sample", key.public_key(), key)
+    log.published("a.dump", 1, "a" * 64, {})
+    head = log.chain().head
+    if broken:
+        edit(statement_paths(volume, "sample")[0], backup="b.dump")
+        forgotten()
+    assert alert(location).success
+    [message] = people.messages
+    last = message["message"].splitlines()[-1]
+    if broken:
+        assert re.fullmatch(r"Signed log: it is broken: .* statement 1 .*Next: ovia-backup log verify", last)
+    else:
+        assert last == f"Signed log: 1 {head.sha256}"
+
+
+def test_an_all_clear_ends_with_the_head_of_the_log(
+    bare: NewLocation, people: Receiver, volume: Path, tmp_path: Path
+) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    location = bare(BACKUP_NOTIFY_URLS=people.url, **key_settings(tmp_path, key))
+    path = old_dump(location.catalog, timedelta(hours=1))
+    log = StatementLog(volume, "sample", key.public_key(), key)
+    log.published(path.name, path.stat().st_size, file_sha256(path), {})
+    assert alert(location, all_clear=True).success
+    assert people.titles == ["[sample] all is well with the backups again"]
+    assert people.messages[0]["message"].splitlines()[-1] == f"Signed log: {log.chain().head}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ovia_backup_dagster.core.backup import Backup, State
 from ovia_backup_dagster.core.check_registry import Check
@@ -51,6 +52,7 @@ from ovia_backup_dagster_tests.defs.support import (
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import verified_backup
+from ovia_backup_dagster_tests.support.signed_logs import key_settings
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 ALL_PASSED = {
@@ -79,6 +81,20 @@ def daily(location: Location) -> Backup:
 
 
 # ---------------------------------------------------------------- a good day
+
+
+def test_a_verification_shows_the_head_of_the_signed_log(new_location: NewLocation, tmp_path: Path) -> None:
+    """In two parts, because the UI cuts a long word off."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    location = new_location(**key_settings(tmp_path / "keys", key))
+    location_log = location.system.required_statement_log
+    result = location.materialize("daily_dump", "dump_verification")
+    assert result.success
+    head = location_log.chain().head
+    assert head.sha256 is not None
+    assert materialized(result)["dump_verification"]["signed_log_head"] == (
+        f"{head.sequence} {head.sha256[:32]} {head.sha256[32:]}"
+    )
 
 
 def test_a_good_day_materializes_all_four_assets(location: Location) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import execute_run
@@ -38,6 +39,7 @@ from ovia_backup_dagster_tests.defs.support import DAILY_JOB, KEPT_JOB, Location
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import killed_at
+from ovia_backup_dagster_tests.support.signed_logs import key_settings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning"),
@@ -502,11 +504,17 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
 
 
 def test_a_replaced_database_is_announced_then_dropped(
-    backed_up: Location, database: Connection, server: PortCluster, new_location: NewLocation, people: Receiver
+    backed_up: Location,
+    database: Connection,
+    server: PortCluster,
+    new_location: NewLocation,
+    people: Receiver,
+    tmp_path: Path,
 ) -> None:
     """Its age is in its name, so the test renames it to make it old."""
-    location = new_location(BACKUP_NOTIFY_URLS=people.url)
-    assert confirmed(location, "restore").success
+    assert confirmed(backed_up, "restore").success
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    location = new_location(BACKUP_NOTIFY_URLS=people.url, **key_settings(tmp_path / "keys", key))
 
     def becomes(days: float) -> str:
         [now] = kept(database, database.database)
@@ -532,6 +540,7 @@ def test_a_replaced_database_is_announced_then_dropped(
     note.write_text((datetime.now(UTC) - timedelta(days=1, minutes=1)).isoformat())
     assert expire() == []
     assert people.titles[1:] == [f"Ovia backup: database {name} was dropped"]
+    assert [message["message"].splitlines()[-1] for message in people.messages] == ["Signed log: 0 empty"] * 2
 
 
 @pytest.mark.exhaustive

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
 from ovia_backup_dagster.core.locking import lock_holder
@@ -25,6 +26,8 @@ from ovia_backup_dagster.defs.policies import run_tags
 from ovia_backup_dagster.health.freshness import AGAIN
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import JournalMark
+from ovia_backup_dagster.signing.key_files import VERIFY_KEY
+from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver
@@ -48,6 +51,7 @@ from ovia_backup_dagster_tests.defs.support import (
 )
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import drill_evidence
+from ovia_backup_dagster_tests.support.signed_logs import aged, edit, forgotten, key_settings, statement_paths
 
 # Apprise 2.2 imports it while loading its plugins.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -878,3 +882,75 @@ def test_the_request_is_for_the_alert_job(daemon: Daemon) -> None:
     sensor = daemon.location.defs.resolve_sensor_def("backup_freshness_sensor")
     assert sensor.job_name == ALERT_JOB
     assert "channel" not in repr(request)
+
+
+# ---------------------------------------------------------------- the signed log's sign of life
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+@pytest.fixture
+def signing(bare: NewLocation, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """The sensor of a location with both keys, and a log whose last statement is a day old."""
+    daemon = Daemon(bare(**key_settings(tmp_path, KEY)), monkeypatch, clock=None)
+    StatementLog(volume, "sample", KEY.public_key(), KEY).published("a.dump", 1, "a" * 64, {})
+    aged(volume, "sample", KEY, 24)
+    return daemon
+
+
+def test_a_tick_states_one_sign_of_life_a_day(signing: Daemon, volume: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    signing.create(signing.evaluate(), dg.DagsterRunStatus.SUCCESS)
+    assert len(statement_paths(volume, "sample")) == 2
+    signing.evaluate()
+    log = StatementLog(volume, "sample", KEY.public_key())
+    assert [statement.event.value for statement in log.check_each()] == ["backup", "alive"]
+    assert capfd.readouterr().err.count(f"stated a sign of life in the signed log; head {log.chain().head}") == 1
+
+
+def test_without_the_signing_key_a_tick_states_nothing(
+    signing: Daemon,
+    volume: Path,
+    tmp_path: Path,
+    bare: NewLocation,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    reader = Daemon(bare(BACKUP_VERIFY_KEY_FILE=str(tmp_path / VERIFY_KEY)), monkeypatch, clock=None)
+    before = files_of(volume)
+    reader.evaluate()
+    assert files_of(volume) == before
+    assert "sign of life" not in capfd.readouterr().err
+
+
+def a_folder_for_the_lock(volume: Path) -> None:
+    lock = volume / "statements/sample/.lock"
+    lock.unlink()
+    lock.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (a_folder_for_the_lock, "cannot use the folder"),
+        (
+            lambda volume: StatementLog(volume, "sample", KEY.public_key(), KEY).rotate(Ed25519PrivateKey.generate()),
+            "the key in BACKUP_SIGNING_KEY_FILE was replaced",
+        ),
+        (lambda volume: edit(statement_paths(volume, "sample")[0], backup="b"), "signature of statement 1"),
+    ],
+    ids=["no lock", "replaced key", "broken log"],
+)
+def test_a_sign_of_life_that_fails_is_logged(
+    signing: Daemon,
+    volume: Path,
+    broken: Callable[[Path], object],
+    said: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And the tick goes on."""
+    broken(volume)
+    forgotten()
+    before = files_of(volume)
+    assert signing.evaluate() is not None
+    assert re.search(f"WARNING.*no sign of life was stated in the signed log: .*{said}", capfd.readouterr().err)
+    assert files_of(volume) == before

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ovia_backup_dagster.doctor import environment_area, examination
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity, summary, worst
@@ -18,6 +19,7 @@ from ovia_backup_dagster_tests.conftest import free_port
 from ovia_backup_dagster_tests.defs.receiver import receiver
 from ovia_backup_dagster_tests.defs.support import frozen, load
 from ovia_backup_dagster_tests.doctor.support import as_it_should, executable, levels, repaired, the
+from ovia_backup_dagster_tests.support.signed_logs import key_settings
 
 # Apprise raises it on import under Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
@@ -354,6 +356,13 @@ def test_a_test_message_arrives() -> None:
     assert message["title"] == "[ovia] a test of the backup alerts"
     assert message["message"] == "Nothing is wrong. This is a test by ovia-backup doctor."
     assert message["type"] == "success"
+
+
+def test_a_test_message_ends_with_the_head_of_the_log(tmp_path: Path) -> None:
+    keys = key_settings(tmp_path, Ed25519PrivateKey.generate())
+    with receiver() as people:
+        list(environment_area.test_alert(BackupSystem(load(HOST | keys | {"BACKUP_NOTIFY_URLS": people.url}))))
+    assert people.messages[0]["message"].splitlines()[1:] == ["Signed log: 0 empty"]
 
 
 def test_one_of_two_channels_refuses_an_alert() -> None:

@@ -17,11 +17,21 @@ from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.volume_area import _signatures
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.signing import statement_log
-from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
+from ovia_backup_dagster.signing.age_keys import AGE_IDENTITY, AGE_RECIPIENT
+from ovia_backup_dagster.signing.key_files import (
+    SIGNING_KEY,
+    VERIFY_KEY,
+    create_keys,
+    fingerprint,
+    signing_key,
+    verify_key,
+)
+from ovia_backup_dagster.signing.recovery_page import RECOVERY_PAGE
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.faults.conftest import place_for
 from ovia_backup_dagster_tests.faults.harness import Place
 from ovia_backup_dagster_tests.support.exhaustive import thinned
+from ovia_backup_dagster_tests.support.signed_logs import aged, statement_paths
 
 NOW = datetime.now(UTC)
 
@@ -188,3 +198,144 @@ def test_the_doctor_tells_how_the_log_stands(place: Place, tmp_path: Path) -> No
     assert (line.level, line.text) == (Severity.OK, "the signed log is whole: 2 statements")
     line = _signatures(signed.system, NOW + statement_log.VALID * 2)
     assert (line.level, "or the log was cut off" in line.text) == (Severity.WARN, True)
+
+
+def test_cron_states_a_sign_of_life_when_it_is_due(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert place.run("keys", "init", "--to", str(keys)).code == 0
+    signed = with_keys(place, keys)
+    assert "not due yet, or nothing is signed yet; head 0 empty" in signed.run("log", "alive").output
+    signed.chain()
+    ended = signed.run("log", "alive")
+    assert (ended.code, "not due yet" in ended.output) == (0, True), ended.output
+    database = signed.settings["POSTGRES_DB"]
+    statements = len(statement_paths(signed.root, database))
+    aged(signed.root, database, signing_key("K", keys / SIGNING_KEY), 24 * 4)
+    assert "the host that signs has stopped, or the log was cut off" in signed.run("log", "verify").output
+    ended = signed.run("log", "alive")
+    assert (ended.code, f"stated; head {statements + 1} " in ended.output) == (0, True), ended.output
+    assert "expired" not in signed.run("log", "verify").output
+    assert "BACKUP_SIGNING_KEY_FILE is not set" in with_keys(place, keys, signing=False).run("log", "alive").refused()
+
+
+def test_keys_are_replaced_and_both_readers_follow(place: Place, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "the new keys"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    backup = signed.chain()
+    rotated = signed.run("keys", "rotate", "--to", str(new))
+    assert rotated.code == 0, rotated.output
+    print_ = fingerprint(verify_key("K", new / VERIFY_KEY))
+    head = json.loads(signed.run("log", "verify", "--json").output)["head"]
+    assert (f"is signed by {print_} from now on" in rotated.output, head in rotated.output) == (True, True)
+    assert f"delete the old signing key: {old / SIGNING_KEY}" in rotated.output
+
+    for reader in (with_keys(place, old, signing=False), with_keys(place, new, signing=False)):
+        assert json.loads(reader.run("log", "verify", "--json").output)["unsigned"] == []
+        assert reader.run("restore", str(backup), "--plan").code == 0
+    for command in (("dump",), ("log", "alive"), ("keys", "rotate", "--to", str(tmp_path / "third"))):
+        line = signed.run(*command).refused()
+        assert ("was replaced: since statement" in line, print_ in line, "keys rotate made" in line) == (True,) * 3
+    assert not (tmp_path / "third").exists()
+    mixed = Place({**with_keys(place, new).settings, "BACKUP_SIGNING_KEY_FILE": str(old / SIGNING_KEY)}, place.logs)
+    assert f"with the second, {print_}" in mixed.run("dump").refused()
+    with_keys(place, new).chain()
+
+
+def test_a_rotation_is_repeated_with_the_same_folder(place: Place, tmp_path: Path) -> None:
+    """After an interruption, or for another database with the same keys: the pair that is there is used."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    signed.chain()
+    made = create_keys(new, "ovia-backup")
+    for _ in range(2):
+        ended = signed.run("keys", "rotate", "--to", str(new))
+        assert (ended.code, fingerprint(made) in ended.output) == (0, True), ended.output
+    statements = len(statement_paths(signed.root, signed.settings["POSTGRES_DB"]))
+    assert "is in use already" in with_keys(place, new).run("keys", "rotate", "--to", str(new)).refused()
+    assert "cannot be used again" in with_keys(place, new).run("keys", "rotate", "--to", str(old)).refused()
+    (new / VERIFY_KEY).unlink()
+    assert "verify_key.pub cannot be read" in signed.run("keys", "rotate", "--to", str(new)).refused()
+    assert len(statement_paths(signed.root, signed.settings["POSTGRES_DB"])) == statements
+
+
+def page_of(folder: Path) -> list[str]:
+    """The lines of the page, which fits a sheet of paper."""
+    path = folder / RECOVERY_PAGE
+    assert path.stat().st_mode & 0o777 == 0o600
+    lines = path.read_text("ascii").splitlines()
+    assert (len(lines) <= 60, max(map(len, lines)) <= 80) == (True, True)
+    return lines
+
+
+def test_new_keys_come_with_a_page_to_print(place: Place, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    made = place.run("keys", "init", "--to", str(keys))
+    assert made.code == 0, made.output
+    lines = page_of(keys)
+    identity, recipient = ((keys / name).read_text().strip() for name in (AGE_IDENTITY, AGE_RECIPIENT))
+    public = " ".join((keys / VERIFY_KEY).read_text().split()[:2])
+    assert {identity, recipient, public} <= {*lines}
+    assert f"Fingerprint: {fingerprint(verify_key('K', keys / VERIFY_KEY))}" in lines
+    assert "off-line copy of the age identity" in " ".join(lines[:4])
+    commands = ["ovia-backup list --offsite", "ovia-backup fetch latest", "ovia-backup restore latest"]
+    assert [line.strip() for line in lines if line.strip() in commands] == commands
+    assert "docs/restore-without-us.md" in lines[-1]
+    assert sum("____" in line for line in lines) == 4, "to note heads; there is no log yet"
+    last = made.output.splitlines()[-2:]
+    assert "Print recovery-page.txt, and delete it here" in last[0]
+    assert "Move age_identity.txt off this host, and delete it here" in last[1]
+    assert identity not in made.output
+
+
+def test_without_age_nothing_is_left_half_made(place: Place, tmp_path: Path) -> None:
+    bare = Place({**place.settings, "PATH": str(tmp_path)}, place.logs)
+    line = bare.run("keys", "init", "--to", str(tmp_path / "keys")).refused()
+    assert ("apt-get install age" in line, "--without-age" in line) == (True, True)
+    assert not (tmp_path / "keys").exists()
+    made = bare.run("keys", "init", "--without-age", "--to", str(tmp_path / "keys"))
+    assert (made.code, "age_identity" in made.output) == (0, False), made.output
+    assert {path.name for path in (tmp_path / "keys").iterdir()} == {SIGNING_KEY, VERIFY_KEY, RECOVERY_PAGE}
+    assert page_of(tmp_path / "keys").count("none: the keys were made without age") == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / AGE_RECIPIENT).touch()
+    assert "exists already" in place.run("keys", "init", "--to", str(tmp_path / "other")).refused()
+    assert len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_a_page_has_the_head_of_the_log(place: Place, tmp_path: Path) -> None:
+    """Of a log that another key signs, with that key's fingerprint; after a rotation, of the log as it is then."""
+    old, new, other = tmp_path / "old", tmp_path / "new", tmp_path / "other"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    signed.chain()
+    head = json.loads(signed.run("log", "verify", "--json").output)["head"]
+    assert signed.run("keys", "init", "--to", str(other)).code == 0
+    assert f"    {head}" in page_of(other)
+    old_key = fingerprint(verify_key("K", old / VERIFY_KEY))
+    assert f"    signed by another key: {old_key}" in page_of(other)
+
+    identity, recipient = ((old / name).read_text().strip() for name in (AGE_IDENTITY, AGE_RECIPIENT))
+    assert signed.run("keys", "rotate", "--to", str(new)).code == 0
+    lines = page_of(new)
+    head = json.loads(signed.run("log", "verify", "--json").output)["head"]
+    assert {f"    {head}", recipient, identity} <= {*lines}
+    assert not any("another key" in line for line in lines)
+    assert (new / AGE_RECIPIENT).read_text() == f"{recipient}\n"
+    assert not (new / AGE_IDENTITY).exists(), "it is on paper, and where it was"
+
+    assert with_keys(place, new).run("keys", "rotate", "--to", str(tmp_path / "third")).code == 0
+    lines = page_of(tmp_path / "third")
+    assert (identity in lines, "It is on the page that was printed before" in "\n".join(lines)) == (False, True)
+
+
+def test_a_page_is_not_written_over(place: Place, tmp_path: Path) -> None:
+    """The first database's head may be noted on it."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert place.run("keys", "init", "--to", str(old)).code == 0
+    signed = with_keys(place, old)
+    assert signed.run("keys", "rotate", "--to", str(new)).code == 0
+    before = (new / RECOVERY_PAGE).read_bytes()
+    assert signed.run("keys", "rotate", "--to", str(new)).code == 0
+    assert (new / RECOVERY_PAGE).read_bytes() == before

@@ -11,10 +11,13 @@ from ovia_backup_dagster.core.errors import SettingsError, VolumeError
 from ovia_backup_dagster.signing.key_files import (
     SIGNING_KEY,
     VERIFY_KEY,
+    NewFile,
     create_keys,
     fingerprint,
+    pair_in,
     signing_key,
     verify_key,
+    write_new,
 )
 
 
@@ -37,6 +40,33 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="exists already: a key is never overwritten"):
         create_keys(tmp_path, "ovia-backup")
     assert (tmp_path / SIGNING_KEY).read_bytes() == before
+
+
+def test_of_several_files_all_or_none_are_written(tmp_path: Path) -> None:
+    files = (NewFile("one", b"1"), NewFile("two", b"2", is_secret=False))
+    with pytest.raises(VolumeError, match="cannot write the keys"):
+        write_new(tmp_path / "new/keys", (*files, NewFile("x" * 300, b"3")))
+    assert not (tmp_path / "new/keys").exists()
+    (tmp_path / "two").write_bytes(b"other")
+    with pytest.raises(VolumeError, match="two exists already"):
+        write_new(tmp_path, files)
+    assert (tmp_path / "two").read_bytes() == b"other"
+    assert not (tmp_path / "one").exists()
+    assert "1" not in repr(files[0])
+
+
+def test_a_pair_is_found_whole_or_refused(tmp_path: Path) -> None:
+    assert pair_in(tmp_path / "nowhere") is None
+    made = create_keys(tmp_path / "a", "ovia-backup")
+    found = pair_in(tmp_path / "a")
+    assert found is not None
+    assert found.public_key() == made
+    create_keys(tmp_path / "b", "ovia-backup")
+    (tmp_path / "b" / VERIFY_KEY).replace(tmp_path / "a" / VERIFY_KEY)
+    with pytest.raises(SettingsError, match="are of two pairs"):
+        pair_in(tmp_path / "a")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        pair_in(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,11 +16,13 @@ from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.errors import SettingsError, StatementLogError
 from ovia_backup_dagster.core.naming import encode_database
-from ovia_backup_dagster.signing import statement_log
+from ovia_backup_dagster.signing import statement_files, statement_log
+from ovia_backup_dagster.signing.key_files import fingerprint
 from ovia_backup_dagster.signing.sshsig import sign
 from ovia_backup_dagster.signing.statement import ARCHIVE, SignedFile, SignedStatement
 from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import snapshot
+from ovia_backup_dagster_tests.support.signed_logs import aged, edit, forgotten, signed_again, statement_paths
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 A, B = "shop_daily_2026-01-01_030000.dump", "shop_daily_2026-01-02_030000.dump"
@@ -30,11 +31,6 @@ SHA = "a" * 64
 
 def log_in(root: Path, *, key: Ed25519PrivateKey = KEY, signing: bool = True, database: str = "shop") -> StatementLog:
     return StatementLog(root, database, key.public_key(), key if signing else None)
-
-
-def forgotten() -> None:
-    """What this process has read: another process would not know it."""
-    statement_log._read.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def files(root: Path) -> list[Path]:
-    return sorted(path for path in (root / "statements/shop").iterdir() if path.suffix == ".json")
+    return statement_paths(root, "shop")
 
 
 def test_the_last_statement_of_a_backup_says_what_counts(root: Path) -> None:
@@ -100,14 +96,6 @@ def test_each_database_has_a_log_of_its_own(root: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- alterations
-
-
-def edit(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}), "utf-8")
-
-
-def signed_again(path: Path, key: Ed25519PrivateKey) -> None:
-    path.with_name(f"{path.name}.sig").write_bytes(sign(key, path.read_bytes()))
 
 
 def copied_over(root: Path) -> None:
@@ -219,7 +207,7 @@ def test_a_log_that_did_not_change_is_not_read_again(root: Path, monkeypatch: py
     os.utime(root / "statements/shop", (long_ago, long_ago))
     assert log.files_of(B)
     with monkeypatch.context() as patch:
-        patch.setattr(statement_log, "read_small", pytest.fail)
+        patch.setattr(statement_files, "read_small", pytest.fail)
         assert log.files_of(B)
     log_in(root).wrote(B, ".drilled.json", b"passed")
     assert ".drilled.json" in log.files_of(B)
@@ -268,3 +256,133 @@ def test_a_statement_of_a_newer_version_is_not_guessed_at(root: Path) -> None:
 def test_a_statement_is_read_back_as_written(root: Path) -> None:
     text = files(root)[1].read_bytes()
     assert SignedStatement.model_validate_json(text).to_json().encode() == text
+
+
+# ------------------------------------------------------------------------------------------------------ sign of life
+
+
+@pytest.mark.parametrize(("hours", "stated"), [(19.9, False), (20.1, True), (100, True)])
+def test_a_sign_of_life_follows_an_old_statement(root: Path, hours: float, stated: bool) -> None:
+    now = aged(root, "shop", KEY, hours)
+    log = log_in(root)
+    before = log.chain().backups
+    assert log.state_alive(now) is stated
+    assert len(files(root)) == 4 + stated
+    assert log.chain().backups == before
+    assert not log.state_alive(now), "the head is new now"
+    last = list(log.check_each())[-1]
+    assert (last.event == "alive", last.backup, dict(last.files)) == (stated, "" if stated else A, {})
+    if stated:
+        assert last.expires_at - last.at == timedelta(days=3)
+
+
+def test_an_empty_log_has_no_sign_of_life(tmp_path: Path) -> None:
+    """The first statement is about a backup: a log that was removed whole does not begin again by itself."""
+    assert not log_in(tmp_path).state_alive(datetime.now(UTC))
+    assert not (tmp_path / "statements").exists()
+
+
+def test_many_processes_state_one_sign_of_life(root: Path) -> None:
+    now = aged(root, "shop", KEY, 30)
+    context = multiprocessing.get_context("fork")
+    all_of_them = [context.Process(target=log_in(root).state_alive, args=(now,)) for _ in range(6)]
+    for process in all_of_them:
+        process.start()
+    for process in all_of_them:
+        process.join(60)
+    assert [process.exitcode for process in all_of_them] == [0] * 6
+    assert len(files(root)) == 5
+
+
+# -------------------------------------------------------------------------------------------------- another key
+
+NEW = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+
+
+def test_a_replaced_key_leads_to_the_new_one(root: Path) -> None:
+    before = log_in(root).chain()
+    assert log_in(root).rotate(NEW) == 2
+    forgotten()
+    for reader in (log_in(root, signing=False), log_in(root, key=NEW, signing=False)):
+        chain = reader.chain()
+        assert (chain.head.sequence, chain.backups) == (6, before.backups)
+        assert [statement.event for statement in reader.check_each()][-2:] == ["keys", "alive"]
+    log_in(root, key=NEW).wrote(B, ".drilled.json", b"passed")
+    assert ".drilled.json" in log_in(root, signing=False).files_of(B)
+
+
+def test_a_process_with_the_old_key_is_refused(root: Path) -> None:
+    """Also one that was running: nothing is written."""
+    running = log_in(root)
+    assert running.files_of(B)
+    log_in(root).rotate(NEW)
+    before = snapshot(root)
+    for log in (running, log_in(root)):
+        for state in (
+            log.require_key,
+            lambda log=log: log.wrote(B, ".drilled.json", b"passed"),
+            lambda log=log: log.state_alive(datetime.now(UTC) + timedelta(days=2)),
+            lambda log=log: log.rotate(Ed25519PrivateKey.generate()),
+        ):
+            with pytest.raises(SettingsError, match="was replaced: since statement 5") as caught:
+                state()
+            assert fingerprint(NEW.public_key()) in caught.value.why
+            assert "keys rotate made" in caught.value.fix
+    assert snapshot(root) == before
+
+
+def test_an_interrupted_rotation_is_ended_by_the_same_call(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    log = log_in(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(statement_log, "sign", lambda key, text: sign(key, text) if key is KEY else stop())
+        with pytest.raises(KeyboardInterrupt):
+            log.rotate(NEW)
+    forgotten()
+    assert len(files(root)) == 5
+    with pytest.raises(SettingsError, match=r"was replaced.*keys rotate --to FOLDER"):
+        log.require_key()
+    with pytest.raises(StatementLogError, match="signature of statement 5 does not hold"):
+        log_in(root, key=NEW).chain()
+    assert (log.rotate(NEW), log.rotate(NEW)) == (1, 0)
+    forgotten()
+    assert len(list(log_in(root, key=NEW).check_each())) == 6
+
+
+def test_a_key_that_was_replaced_is_not_used_again(root: Path) -> None:
+    log_in(root).rotate(NEW)
+    before = snapshot(root)
+    with pytest.raises(SettingsError, match="cannot be used again"):
+        log_in(root, key=NEW).rotate(KEY)
+    assert snapshot(root) == before
+
+
+def test_the_new_key_needs_no_old_signature(root: Path) -> None:
+    """The last signature covers all; ``log verify`` checks each, and a reader with the old key needs that one."""
+    log_in(root).rotate(NEW)
+    (root / "statements/shop/00000005.json.sig").unlink()
+    forgotten()
+    assert log_in(root, key=NEW, signing=False).files_of(B)
+    with pytest.raises(StatementLogError, match="statement 5 has no signature"):
+        list(log_in(root, key=NEW).check_each())
+    with pytest.raises(StatementLogError, match="signature of statement 6 does not hold"):
+        log_in(root, signing=False).chain()
+
+
+def test_each_statement_is_checked_with_the_key_of_its_time(root: Path) -> None:
+    log_in(root).rotate(NEW)
+    for path, key in ((files(root)[0], NEW), (files(root)[4], NEW)):
+        right = path.with_name(f"{path.name}.sig").read_bytes()
+        signed_again(path, key)
+        forgotten()
+        with pytest.raises(StatementLogError, match=f"signature of statement {int(path.stem)} does not"):
+            list(log_in(root, key=NEW).check_each())
+        path.with_name(f"{path.name}.sig").write_bytes(right)
+
+
+def test_a_key_of_no_log_cannot_sign(root: Path) -> None:
+    log = StatementLog(root, "shop", KEY.public_key(), NEW)
+    with pytest.raises(SettingsError, match="is another key: the log is signed by SHA256:"):
+        log.require_key()
