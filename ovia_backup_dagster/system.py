@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.offsite.fetching import Fetcher
     from ovia_backup_dagster.offsite.operations import RemoteOperations
     from ovia_backup_dagster.offsite.rclone import Remote
+    from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
     from ovia_backup_dagster.restoration.runner import Restorations
     from ovia_backup_dagster.signing.statement_log import StatementLog
 
@@ -126,6 +127,19 @@ class BackupSystem:
         if (log := self.statement_log) is None:
             raise SettingsError("BACKUP_VERIFY_KEY_FILE is not set", fix="ovia-backup keys init --to FOLDER")
         return log
+
+    def remote_standings(self, now: datetime) -> tuple[RemoteStanding, ...]:
+        """The standing of each remote, as far as this host knows it. Asks none of them.
+
+        Raises:
+            VolumeError: a record cannot be read.
+        """
+        from ovia_backup_dagster.offsite.remote_record import RemoteRecords
+        from ovia_backup_dagster.offsite.remote_standing import judge_remote
+
+        records, most = RemoteRecords(self.catalog), timedelta(hours=self.settings.offsite_max_age_hours)
+        names = [address.name for address in self.settings.offsite_remotes]
+        return tuple(judge_remote(name, records.read(name), most, now) for name in names)
 
     @property
     def offsite(self) -> Offsite:

@@ -13,6 +13,7 @@ from ovia_backup_dagster.defs.database_names import DatabaseNames
 from ovia_backup_dagster.defs.doctor_asset import build_doctor
 from ovia_backup_dagster.defs.drill_asset import build_drill
 from ovia_backup_dagster.defs.jobs import build_asset_jobs
+from ovia_backup_dagster.defs.offsite_assets import build_offsite_assets
 from ovia_backup_dagster.defs.restore_job import build_kept_databases, build_restore
 from ovia_backup_dagster.defs.run_history import build_history
 from ovia_backup_dagster.defs.schedules import build_schedules, usable_schedules
@@ -47,6 +48,7 @@ def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definit
         build_alert(system, names),
         build_doctor(system, names),
         build_drill(system, names),
+        *build_offsite_assets(system, names),
     ]
     return dg.Definitions(
         assets=assets,

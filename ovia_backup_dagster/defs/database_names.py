@@ -22,11 +22,13 @@ RESTORE_DRILL_JOB = "restore_drill_job"
 RESTORE_JOB = "restore_job"
 KEPT_DATABASES_JOB = "kept_databases_job"
 HISTORY_PRUNING_JOB = "history_pruning_job"
+OFFSITE_VERIFICATION_JOB = "offsite_verification_job"
 
 DAILY_BACKUP_SCHEDULE = "daily_backup_schedule"
 RESTORE_DRILL_SCHEDULE = "restore_drill_schedule"
 HISTORY_PRUNING_SCHEDULE = "history_pruning_schedule"
 KEPT_DATABASES_SCHEDULE = "kept_databases_schedule"
+OFFSITE_VERIFICATION_SCHEDULE = "offsite_verification_schedule"
 FRESHNESS_SENSOR = "backup_freshness_sensor"
 
 DAILY_DUMP = "daily_dump"
@@ -49,10 +51,12 @@ LOCATION_NAMES = (
     RESTORE_JOB,
     KEPT_DATABASES_JOB,
     HISTORY_PRUNING_JOB,
+    OFFSITE_VERIFICATION_JOB,
     DAILY_BACKUP_SCHEDULE,
     RESTORE_DRILL_SCHEDULE,
     HISTORY_PRUNING_SCHEDULE,
     KEPT_DATABASES_SCHEDULE,
+    OFFSITE_VERIFICATION_SCHEDULE,
     FRESHNESS_SENSOR,
 )
 _ASSETS = (*DAILY_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, DOCTOR)
@@ -127,6 +131,25 @@ class DatabaseNames:
     def restore_pool(self) -> str:
         """The pool of restores: one at a time (the lock in ``restores/`` guarantees it). None waits for a drill."""
         return self._of_volume("restore")
+
+    def remote_pool(self, remote: str) -> str:
+        """The pool of a remote: one run at a time works there (its lock on the volume guarantees it)."""
+        return self._prefixed(f"offsite_{remote}")
+
+    @staticmethod
+    def offsite_copy(remote: str) -> str:
+        """The asset that copies to a remote; a name of Dagster has no hyphens."""
+        return f"offsite_copy_{remote.replace('-', '_')}"
+
+    @staticmethod
+    def offsite_pruning(remote: str) -> str:
+        """The asset that removes copies from a remote."""
+        return f"offsite_pruning_{remote.replace('-', '_')}"
+
+    @staticmethod
+    def offsite_verification(remote: str) -> str:
+        """The asset that checks the copies on a remote."""
+        return f"offsite_verification_{remote.replace('-', '_')}"
 
     @property
     def schedule_minute(self) -> int:

@@ -13,22 +13,26 @@ from ovia_backup_dagster.defs.database_names import (
     DOCTOR_JOB,
     FRESHNESS_ALERT,
     FRESHNESS_ALERT_JOB,
+    OFFSITE_VERIFICATION_JOB,
     RESTORE_DRILL,
     RESTORE_DRILL_JOB,
     DatabaseNames,
 )
-from ovia_backup_dagster.defs.policies import Priority, database_tags, drill_tags, run_tags
+from ovia_backup_dagster.defs.policies import LONG_TAG, Priority, database_tags, drill_tags, run_tags
 from ovia_backup_dagster.settings.model import Settings
 
 
 def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
     """The jobs, tagged with the database and, if they write backups, with the volume."""
+    remotes = [remote.name for remote in settings.offsite_remotes]
+    copies = [name for remote in remotes for name in (names.offsite_copy(remote), names.offsite_pruning(remote))]
     daily = dg.define_asset_job(
         names.in_location(DAILY_BACKUP_JOB),
-        selection=dg.AssetSelection.assets(*map(names.key, DAILY_CHAIN)),
+        selection=dg.AssetSelection.assets(*map(names.key, (*DAILY_CHAIN, *copies))),
         tags=run_tags(settings),
         executor_def=dg.in_process_executor,
-        description="Dump the database, verify the dump to the last byte, promote it on the weekly day, and prune.",
+        description="Dump the database, verify the dump to the last byte, promote it on the weekly day, and prune. "
+        "Then copy it to each remote.",
     )
     # Without the volume's tag, so that an alert goes out while a dump hangs.
     alert = dg.define_asset_job(
@@ -53,4 +57,14 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
         executor_def=dg.in_process_executor,
         description="Prove that a backup restores: into a throwaway PostgreSQL, read back and compared.",
     )
-    return [daily, alert, doctors, drills]
+    jobs = [daily, alert, doctors, drills]
+    if remotes:
+        verification = dg.define_asset_job(
+            names.in_location(OFFSITE_VERIFICATION_JOB),
+            selection=dg.AssetSelection.assets(*(names.key(names.offsite_verification(name)) for name in remotes)),
+            tags={**database_tags(settings), **Priority.DRILL.tag, LONG_TAG: "offsite"},
+            executor_def=dg.in_process_executor,
+            description="Check the copies on every remote, and read one back from each.",
+        )
+        jobs.append(verification)
+    return jobs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -21,6 +21,10 @@ from ovia_backup_dagster.drill import drill_report
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.health.freshness import Freshness
 from ovia_backup_dagster.notifications.apprise_sender import Delivery
+from ovia_backup_dagster.offsite.copying import Copied
+from ovia_backup_dagster.offsite.remote_pruning import RemotePruned
+from ovia_backup_dagster.offsite.remote_record import RemoteRecord
+from ovia_backup_dagster.offsite.remote_verification import RemoteVerified
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration import restore_report
 from ovia_backup_dagster.restoration.record import Record
@@ -116,6 +120,57 @@ def of_plan(plan: RetentionPlan) -> dg.MetadataValue:
         ],
         schema=dg.TableSchema([dg.TableColumn(name) for name in ("backup", "state", "decision", "reason")]),
     )
+
+
+def of_copies(copied: Copied, record: RemoteRecord, now: datetime) -> Metadata:
+    """``offsite_copy``: what was sent, and what is on the remote."""
+    found: Metadata = {
+        "sent": dg.MetadataValue.int(len(copied.sent)),
+        "sent_bytes": dg.MetadataValue.int(copied.sent_bytes),
+        "seconds": dg.MetadataValue.float(copied.elapsed_seconds),
+        "copies": dg.MetadataValue.int(len(copied.copies)),
+        "copies_bytes": dg.MetadataValue.int(copied.copies_bytes),
+    }
+    if copied.sent:
+        found["archives"] = of_list(copied.sent)
+    if record.newest is not None:
+        found["newest_age_hours"] = dg.MetadataValue.float(_hours(now - record.newest))
+    return found
+
+
+def of_remote_pruning(pruned: RemotePruned) -> Metadata:
+    """``offsite_pruning``: the decision about each copy, with its reason."""
+    records = [
+        {"backup": each.archive, "decision": "keep" if each.keep else "remove", "reason": each.reason}
+        for each in pruned.decisions
+    ]
+    return {
+        "removed": dg.MetadataValue.int(len(pruned.removed)),
+        "locked": dg.MetadataValue.int(len(pruned.locked)),
+        "kept": dg.MetadataValue.int(len(pruned.kept)),
+        "freed_bytes": dg.MetadataValue.int(pruned.freed_bytes),
+        "plan": dg.MetadataValue.table(
+            records=[dg.TableRecord(record) for record in records],
+            schema=dg.TableSchema([dg.TableColumn(name) for name in ("backup", "decision", "reason")]),
+        ),
+    }
+
+
+def of_remote_verification(found: RemoteVerified) -> Metadata:
+    """``offsite_verification``: what is on the remote, and what was read back."""
+    shown: Metadata = {
+        "copies": dg.MetadataValue.int(len(found.copies)),
+        "copies_bytes": dg.MetadataValue.int(found.copies_bytes),
+        "findings": dg.MetadataValue.int(len(found.findings)),
+    }
+    if found.read_back is not None:
+        shown["read_back"] = dg.MetadataValue.text(found.read_back.backup)
+        shown["decrypted"] = dg.MetadataValue.bool(found.read_back.decrypted)
+    if found.free_bytes is not None:
+        shown["free_bytes"] = dg.MetadataValue.int(found.free_bytes)
+    if found.notes:
+        shown["odd"] = of_list(found.notes)
+    return shown
 
 
 def of_freshness(found: Freshness) -> Metadata:

@@ -11,6 +11,8 @@ from ovia_backup_dagster.defs.database_names import (
     HISTORY_PRUNING_SCHEDULE,
     KEPT_DATABASES_JOB,
     KEPT_DATABASES_SCHEDULE,
+    OFFSITE_VERIFICATION_JOB,
+    OFFSITE_VERIFICATION_SCHEDULE,
     RESTORE_DRILL_JOB,
     RESTORE_DRILL_SCHEDULE,
     DatabaseNames,
@@ -36,7 +38,7 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
             description=description,
         )
 
-    return [
+    found = [
         schedule(
             DAILY_BACKUP_SCHEDULE,
             DAILY_BACKUP_JOB,
@@ -67,6 +69,16 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
             "(RESTORE_KEEP_DAYS), after a notice two days before.",
         ),
     ]
+    if settings.offsite_remotes:
+        weekly = _cron(settings, names, "offsite_verification_schedule")
+        verification = schedule(
+            OFFSITE_VERIFICATION_SCHEDULE,
+            OFFSITE_VERIFICATION_JOB,
+            weekly,
+            f"Checks the copies on every remote by OFFSITE_VERIFICATION_SCHEDULE ({weekly}, {zone}).",
+        )
+        found.append(verification)
+    return found
 
 
 def _cron(settings: Settings, names: DatabaseNames, field: str) -> str:
@@ -81,9 +93,17 @@ def _staggered(cron: str, names: DatabaseNames) -> str:
     return f"{names.schedule_minute} {rest}" if names.shares_location else cron
 
 
+#: The settings that are cron expressions, with an example for each.
+_EXAMPLES = {
+    "backup_schedule": "0 3 * * *",
+    "drill_schedule": "0 5 1 * *",
+    "offsite_verification_schedule": "0 7 * * 0",
+}
+
+
 def usable_schedules(settings: Settings) -> Settings:
     """The settings; a cron expression that Dagster refuses is replaced by the default and reported in ``problems``."""
-    for name, example in (("backup_schedule", "0 3 * * *"), ("drill_schedule", "0 5 1 * *")):
+    for name, example in _EXAMPLES.items():
         value = getattr(settings, name)
         try:
             dg.ScheduleDefinition(job_name="any", cron_schedule=value)

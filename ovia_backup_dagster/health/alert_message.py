@@ -20,6 +20,7 @@ _HEADLINES = {
     Question.UNDAMAGED: "the newest backup is bad",
     Question.VERIFIED: "backups are made, but none is verified",
     Question.PROVEN: "the restore drill failed",
+    Question.COPIES: "copies on a remote are missing, old or damaged",
     Question.RESTORES: "a restore is unfinished",
     Question.REPLACED: "kept_databases_job failed",
     Question.RUNS: "the daily backup failed",

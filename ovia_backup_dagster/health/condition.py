@@ -32,6 +32,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.drill.folder import DrillFolder, DrillStanding
 from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.health.freshness import AGAIN, Freshness, FreshnessLevel, judge_freshness
+from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 
 
@@ -67,6 +68,7 @@ class Question(StrEnum):
     PROVEN = "backups_proven"
     RESTORES = "restores_finished"
     REPLACED = "replaced_databases_dropped"
+    COPIES = "copies_elsewhere"
     RUNS = "runs_succeeded"
     SETTINGS = "settings_usable"
 
@@ -89,6 +91,7 @@ _DESCRIPTIONS = {
     Question.PROVEN: "A restore drill has passed within DRILL_MAX_AGE_DAYS, and the last one did not fail.",
     Question.RESTORES: "No restore, from the UI or the command line, was left unfinished.",
     Question.REPLACED: "The last run of kept_databases_job, which drops what restores have replaced, did not fail.",
+    Question.COPIES: "Each remote has a fresh copy, and nothing there is damaged or gone. Good if no remote is set.",
     Question.RUNS: "The last run of the daily backup did not fail; or a newer backup is verified.",
     Question.SETTINGS: "The settings can be used.",
 }
@@ -100,15 +103,22 @@ _SUBJECTS = {
     Question.PROVEN: "drill",
     Question.RESTORES: "restore",
     Question.REPLACED: "replaced databases",
+    Question.COPIES: "copies",
     Question.RUNS: "run",
     Question.SETTINGS: "settings",
 }
 #: Troubles of one kind share an alert. A new kind is reported at once, whatever was reported before.
-_KINDS = {Question.PROVEN: "drill", Question.RESTORES: "restore", Question.REPLACED: "kept", Question.RUNS: "run"}
+_KINDS = {
+    Question.PROVEN: "drill",
+    Question.COPIES: "copies",
+    Question.RESTORES: "restore",
+    Question.REPLACED: "kept",
+    Question.RUNS: "run",
+}
 #: The order in which troubles are reported. A failed run comes after an unfinished restore, which may be its cause.
 _URGENCY = (
     *(Question.RESTORES, Question.RUNS, Question.VOLUME, Question.FRESH, Question.VERIFIED, Question.UNDAMAGED),
-    *(Question.PROVEN, Question.SETTINGS, Question.REPLACED),
+    *(Question.PROVEN, Question.COPIES, Question.SETTINGS, Question.REPLACED),
 )
 
 
@@ -156,6 +166,8 @@ class Watched(Protocol):
     @property
     def drill_max_age(self) -> timedelta: ...
 
+    def remote_standings(self, now: datetime) -> tuple[RemoteStanding, ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -167,6 +179,7 @@ class Condition:
         found: freshness; ``None`` if the volume could not be read in time.
         drills: the standing of the restore drills; likewise.
         restores: the standing of the restores; likewise.
+        remotes: the standing of each remote, as far as this host knows it.
         newest_verified: the newest verified backup.
         newest_proven: the newest proven backup.
         at_work: the processes that change the volume or restore now, in words.
@@ -177,6 +190,7 @@ class Condition:
     found: Freshness | None
     drills: DrillStanding | None
     restores: RestoreStanding | None
+    remotes: tuple[RemoteStanding, ...]
     newest_verified: Backup | None
     newest_proven: Backup | None
     at_work: tuple[str, ...]
@@ -208,7 +222,10 @@ class Condition:
     @property
     def kinds(self) -> str:
         """The kinds of the troubles, in a word: a new kind is reported at once, whatever was reported before."""
-        return "+".join(sorted({_KINDS.get(answer.question, "backup") for answer in self.told}))
+        kinds = {_KINDS.get(answer.question, "backup") for answer in self.told}
+        # Each remote has its own alert.
+        copies = {f"copies on {remote.name}" for remote in self.remotes if remote.trouble}
+        return "+".join(sorted(kinds - {"copies"} | copies))
 
     def answer(self, question: Question) -> Answer | None:
         """The answer to one question; ``None`` if it was not asked."""
@@ -242,6 +259,7 @@ def assess(
         look.found,
         look.drills,
         look.restores,
+        look.remotes or (),
         look.newest_verified,
         look.newest_proven,
         look.at_work,
@@ -286,6 +304,19 @@ def about_drills(drills: DrillStanding, now: datetime) -> Answer:
     if drills.trouble is not None:
         return _wrong(Question.PROVEN, ConditionLevel.WARNING, drills.trouble)
     return Answer(Question.PROVEN, ConditionLevel.OK, drills.text(now))
+
+
+def about_copies(remotes: Sequence[RemoteStanding]) -> Answer:
+    """Whether each remote has a fresh copy and no damaged one, as far as this host knows."""
+    troubles = [remote.trouble for remote in remotes if remote.trouble is not None]
+    if not troubles:
+        text = "; ".join(remote.text for remote in remotes) or "OFFSITE_REMOTES names no remote"
+        return Answer(Question.COPIES, ConditionLevel.OK, text)
+    answer = _wrong(Question.COPIES, ConditionLevel.WARNING, troubles[0])
+    if troubles[1:]:
+        fix = "; ".join(trouble.fix for trouble in troubles)
+        answer = replace(answer, what="; ".join(trouble.account for trouble in troubles), why="", fix=fix)
+    return answer
 
 
 def about_restores(restores: RestoreStanding) -> Answer:
@@ -340,7 +371,7 @@ def _explaining(runs: FailedRuns, look: _Look, others: Sequence[Answer]) -> Fail
 
 
 def _backups_are_troubled(answers: Sequence[Answer]) -> bool:
-    apart = (Question.PROVEN, Question.RESTORES, Question.REPLACED)
+    apart = (Question.PROVEN, Question.COPIES, Question.RESTORES, Question.REPLACED)
     return any(answer.trouble and answer.question not in apart for answer in answers)
 
 
@@ -359,6 +390,7 @@ class _Look:
     found: Freshness | None = None
     drills: DrillStanding | None = None
     restores: RestoreStanding | None = None
+    remotes: tuple[RemoteStanding, ...] | None = None
     newest_verified: Backup | None = None
     newest_proven: Backup | None = None
     at_work: tuple[str, ...] = ()
@@ -374,6 +406,7 @@ def _look(system: Watched, now: datetime) -> _Look:
         verified = found.newest if found.verified else catalog.newest(now, State.VERIFIED, State.PROVEN)
         proven = next((b for b in catalog.newest_first() if b.drilled and b.state(now).is_verified), None)
         look = replace(look, newest_verified=verified, newest_proven=proven)
+        look = replace(look, remotes=system.remote_standings(now))
     except VolumeError as error:
         look = replace(look, errors=(error,))
     # An unfinished restore may be why the application is down, so it is reported whatever else is wrong.
@@ -393,6 +426,7 @@ def _about_the_volume(look: _Look, now: datetime) -> Iterator[Answer]:
     else:
         yield from map(_unread, (Question.FRESH, Question.UNDAMAGED, Question.VERIFIED))
     yield about_drills(look.drills, now) if look.drills else _unread(Question.PROVEN)
+    yield about_copies(look.remotes) if look.remotes is not None else _unread(Question.COPIES)
     if look.restores:
         yield about_restores(look.restores)
     else:

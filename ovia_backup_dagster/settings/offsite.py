@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from ovia_backup_dagster.settings.setting_definition import SettingsGroup, setting
-from ovia_backup_dagster.settings.value_types import Bandwidth, Kept, KeptOrNone, Recipients, Remotes, number
+from ovia_backup_dagster.settings.value_types import (
+    Bandwidth,
+    CronExpression,
+    Kept,
+    KeptOrNone,
+    Recipients,
+    Remotes,
+    number,
+)
 
 
 class OffsiteSettings(SettingsGroup):
@@ -54,6 +62,11 @@ class OffsiteSettings(SettingsGroup):
         default=50.0,
         help="When the newest copy on a remote is older, people are told.",
         shown="50",
+    )
+    offsite_verification_schedule: CronExpression = setting(
+        "OFFSITE_VERIFICATION_SCHEDULE",
+        default="0 7 * * 0",
+        help="When to check the copies on every remote, as cron.",
     )
     offsite_bandwidth: Bandwidth = setting(
         "OFFSITE_BANDWIDTH",

@@ -37,7 +37,7 @@ def condition(
     verified: Backup | None = None,
     failed: FailedRun | None = None,
 ) -> Condition:
-    return Condition(answers, found, None, None, verified, None, (), failed)
+    return Condition(answers, found, None, None, (), verified, None, (), failed)
 
 
 def headline(answer: Answer) -> str:

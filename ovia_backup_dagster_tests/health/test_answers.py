@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,8 @@ from ovia_backup_dagster.health.condition import (
 )
 from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.health.freshness import judge_freshness
+from ovia_backup_dagster.offsite.remote_record import RemoteRecord
+from ovia_backup_dagster.offsite.remote_standing import RemoteStanding, judge_remote
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 from ovia_backup_dagster_tests.support.factories import (
     DAY,
@@ -55,6 +57,10 @@ class System:
     catalog: Catalog
     max_age: timedelta = MAX_AGE
     drill_max_age: timedelta = 35 * DAY
+    remotes: Mapping[str, RemoteRecord] = field(default_factory=dict)
+
+    def remote_standings(self, now: datetime) -> tuple[RemoteStanding, ...]:
+        return tuple(judge_remote(name, record, 2 * DAY, now) for name, record in self.remotes.items())
 
     @property
     def drills(self) -> DrillFolder:
@@ -199,6 +205,7 @@ def test_a_system_without_trouble_is_ok(system: System) -> None:
         Question.PROVEN: (OK, "no restore drill has passed yet"),
         Question.RESTORES: (OK, "none is unfinished"),
         Question.REPLACED: (OK, "the last run that drops replaced databases did not fail"),
+        Question.COPIES: (OK, "OFFSITE_REMOTES names no remote"),
         Question.RUNS: (OK, "no failed run needs attention"),
         Question.SETTINGS: (OK, "all settings can be used"),
     }
@@ -337,6 +344,7 @@ def test_a_volume_that_hangs_leaves_all_else_unknown(system: System, monkeypatch
         Question.VOLUME: (UNKNOWN, "it does not answer"),
         **dict.fromkeys((Question.FRESH, Question.UNDAMAGED, Question.VERIFIED, Question.PROVEN), unread),
         Question.RESTORES: unread,
+        Question.COPIES: unread,
         Question.SETTINGS: (OK, "all settings can be used"),
     }
     assert (found.restores, found.at_work, found.level) == (None, (), UNKNOWN)

@@ -83,6 +83,7 @@ def test_without_variables_the_defaults_apply() -> None:
         "offsite_yearly_keep": 3,
         "offsite_lock_days": 0,
         "offsite_max_age_hours": 50.0,
+        "offsite_verification_schedule": "0 7 * * 0",
         "offsite_bandwidth": "",
         "offsite_stall_minutes": 10.0,
         "backup_verify_key_file": None,
