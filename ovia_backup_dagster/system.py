@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.offsite.fetching import Fetcher
     from ovia_backup_dagster.offsite.operations import RemoteOperations
     from ovia_backup_dagster.offsite.rclone import Remote
+    from ovia_backup_dagster.offsite.rclone_program import Program
     from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
     from ovia_backup_dagster.restoration.runner import Restorations
     from ovia_backup_dagster.signing.statement_log import StatementLog
@@ -301,7 +302,6 @@ class Offsite:
             SettingsError: there is none, or none of a name.
         """
         from ovia_backup_dagster.offsite.rclone import Remote
-        from ovia_backup_dagster.offsite.rclone_program import Program
 
         settings = self.system.settings
         settings.require_volume()
@@ -311,9 +311,16 @@ class Offsite:
         if unknown := [name for name in names if name not in known]:
             why = f"OFFSITE_REMOTES has {', '.join(known)}"
             raise SettingsError(f"there is no remote {unknown[0]!r}", why=why, fix="ovia-backup offsite list")
-        program = Program(settings.rclone_config, settings.offsite_stall_minutes * 60, settings.offsite_bandwidth)
         wanted = [address for name, address in known.items() if not names or name in names]
-        return [Remote(address, program, settings.offsite_lock_days, as_of=as_of) for address in wanted]
+        return [Remote(address, self.program, settings.offsite_lock_days, as_of=as_of) for address in wanted]
+
+    @property
+    def program(self) -> Program:
+        """The rclone program, with the settings that concern every remote."""
+        from ovia_backup_dagster.offsite.rclone_program import Program
+
+        settings = self.system.settings
+        return Program(settings.rclone_config, settings.offsite_stall_minutes * 60, settings.offsite_bandwidth)
 
     @property
     def age(self) -> Age:

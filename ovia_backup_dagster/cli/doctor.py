@@ -49,7 +49,7 @@ def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
     for line in found:  # printed at once, so that a check that hangs is seen
         lines.append(line)
         if not as_json:
-            _print_line(line)
+            print_line(line)
     if as_json:
         print_json([line.as_dict() for line in lines])
     else:
@@ -58,7 +58,7 @@ def doctor_command(test_alert: bool, port: int | None, as_json: bool) -> None:
     sys.exit(worst(lines) is Severity.FAIL)
 
 
-def _print_line(line: Observation) -> None:
+def print_line(line: Observation) -> None:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     click.secho(f"{line.level:<5}", nl=False, fg=colours[line.level])
     click.echo(f"{line.area:<9} {printable(line.text)}")

@@ -56,6 +56,25 @@ def copy_to_remotes_command(remotes: tuple[str, ...]) -> None:
     _on_each(remotes, copy)
 
 
+@offsite_group.command("check")
+@json_option
+def check_remotes_command(as_json: bool) -> None:
+    """Check what copies depend on: credentials, host keys, marker, log, room. Exit code 1: something will fail."""
+    from ovia_backup_dagster.cli.doctor import print_line
+    from ovia_backup_dagster.doctor.examination import remotes
+    from ovia_backup_dagster.doctor.report import Severity, worst
+    from ovia_backup_dagster.doctor.time_limit import look_in_time
+
+    lines = []
+    for line in look_in_time([remotes(system_from_environment())]):
+        lines.append(line)
+        if not as_json:
+            print_line(line)
+    if as_json:
+        print_json([line.as_dict() for line in lines])
+    sys.exit(worst(lines) is Severity.FAIL)
+
+
 @offsite_group.command("verify")
 @_remotes_argument
 def verify_remotes_command(remotes: tuple[str, ...]) -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def prune_command(dry_run: bool, released: str | None, as_json: bool) -> None:
     """Remove the backups that the retention policy does not keep."""
     from ovia_backup_dagster.core.human_text import human_bytes
-    from ovia_backup_dagster.retention.promote_and_prune import preview, prune, release
+    from ovia_backup_dagster.retention.holding import release
+    from ovia_backup_dagster.retention.promote_and_prune import preview, prune
 
     system, now = system_from_environment(), datetime.now(UTC)
     if released and dry_run:

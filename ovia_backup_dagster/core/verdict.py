@@ -227,14 +227,15 @@ class Drills(Sidecar):
 
 
 class HoldCause(StrEnum):
-    """The finding in the next backup that caused the hold."""
+    """Why a backup is held: a finding in the next one, or a person's decision."""
 
     LOST_ROWS = "lost rows"
     OTHER_SOURCE = "other source"
+    PERSON = "a person"
 
 
 class Hold(Statement):
-    """``<file>.held.json``: keep this backup regardless of the counts, because of a finding in the next one.
+    """``<file>.held.json``: keep this backup regardless of the counts.
 
     Attributes:
         until: when the hold ends by itself (UTC).

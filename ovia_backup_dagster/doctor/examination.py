@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from ovia_backup_dagster.core.deployment_hints import steps
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.doctor import drill_area, environment_area, restore_area, server_area, volume_area
+from ovia_backup_dagster.doctor import (
+    drill_area,
+    environment_area,
+    offsite_area,
+    restore_area,
+    server_area,
+    volume_area,
+)
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity, failed, ok
 from ovia_backup_dagster.doctor.time_limit import Part, look_in_time
 from ovia_backup_dagster.postgres.quoting import shell_word
@@ -52,8 +59,14 @@ def _others(system: BackupSystem) -> list[Part]:
         _part(Area.BACKUPS, volume_area.backups, system, "the backup volume", disk),
         _part(Area.DRILLS, drill_area.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
         _part(Area.RESTORES, restore_area.restores, system, "what a restore depends on", steps(target, services)),
+        remotes(system),
         _part(Area.ALERTS, environment_area.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
     ]
+
+
+def remotes(system: BackupSystem) -> Part:
+    """The check of the remotes, which asks each of them."""
+    return _part(Area.REMOTES, offsite_area.remotes, system, "the remotes of OFFSITE_REMOTES", "rclone lsf REMOTE:PATH")
 
 
 def _part(

@@ -32,6 +32,7 @@ class Area(StrEnum):
     RIGHTS = "rights"
     DRILLS = "drills"
     RESTORES = "restores"
+    REMOTES = "remotes"
     ALERTS = "alerts"
     DAGSTER = "dagster"
 
@@ -57,6 +58,7 @@ _DESCRIPTIONS = {
     Area.RIGHTS: "The role that dumps may read all that a dump reads.",
     Area.DRILLS: "A restore drill can be made, and the last one passed.",
     Area.RESTORES: "A restore can be made, and none is unfinished.",
+    Area.REMOTES: "Each remote can be reached, is ours, and has fresh and whole copies.",
     Area.ALERTS: "People can be told.",
     Area.DAGSTER: "Dagster's daemons run, its triggers are on, and its limits keep runs apart.",
 }

@@ -53,8 +53,10 @@ class PlainFile:
     sha256: str
 
 
-def send(source: PlainFile, age: Age, remote: Remote, path: str, *, log: Log, retry_seconds: float = 5.0) -> CopiedFile:
-    """Encrypt a file and write it to a remote.
+def send(
+    source: PlainFile, age: Age | None, remote: Remote, path: str, *, log: Log, retry_seconds: float = 5.0
+) -> CopiedFile:
+    """Encrypt a file and write it to a remote; without ``age``, write it as it is.
 
     Raises:
         CopyDamagedError: the file is not the one that was stated.
@@ -72,14 +74,14 @@ def send(source: PlainFile, age: Age, remote: Remote, path: str, *, log: Log, re
     raise AssertionError
 
 
-def _send_once(source: PlainFile, age: Age, remote: Remote, path: str, log: Log) -> CopiedFile:
-    size_bytes = age.encrypted_size(source.size_bytes)
+def _send_once(source: PlainFile, age: Age | None, remote: Remote, path: str, log: Log) -> CopiedFile:
+    size_bytes = age.encrypted_size(source.size_bytes) if age else source.size_bytes
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     plain, sent, told, held_back = hashlib.sha256(), 0, time.monotonic(), b""
     with (
         _opened(source) as file,
         remote.writing(path, size_bytes) as stream,
-        _Filter(age.encrypting(), file, plain.update) as encryption,
+        _Filter(age.encrypting() if age else ("cat",), file, plain.update) as encryption,
     ):
         while block := encryption.output.read(_BLOCK):
             for digest in (sha256, md5):
@@ -93,7 +95,7 @@ def _send_once(source: PlainFile, age: Age, remote: Remote, path: str, log: Log)
         # rclone takes the object for complete with its last byte: send that when the whole is known to be good.
         with as_volume_error(f"cannot read {source.path}"):
             code, stderr = encryption.end()
-        if code:
+        if code and age:
             raise age.failed(stderr)
         if plain.hexdigest() != source.sha256:
             raise CopyDamagedError(

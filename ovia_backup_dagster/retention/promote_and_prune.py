@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ovia_backup_dagster.core.backup import Backup, State
-from ovia_backup_dagster.core.backup_statements import record_hold
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupNotFoundError, LockHeldError, NotVerifiedError, VolumeError
+from ovia_backup_dagster.core.errors import LockHeldError, NotVerifiedError, VolumeError
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.core.verdict import Hold
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.retention.plan import RetentionPlan, candidate, plan_retention
 from ovia_backup_dagster.retention.policy import Policy
@@ -151,24 +149,3 @@ def preview(backups: Iterable[Backup], policy: Policy, now: datetime) -> Retenti
     A backup that no signed statement vouches for has no part in it: it takes no other's place, and is not removed.
     """
     return plan_retention([candidate(b, now) for b in backups if b.is_vouched], policy, now)
-
-
-def release(catalog: Catalog, backup: Backup, now: datetime) -> Backup:
-    """Release a backup's hold, because the change was intended; from now on it is pruned like others.
-
-    Raises:
-        BackupNotFoundError: the backup is not on hold.
-    """
-    with catalog.lock(f"releasing {backup}", now):
-        try:
-            hold = catalog.refresh(backup).hold
-        except VolumeError as error:  # an unreadable hold counts as a hold, and must be releasable
-            hold = Hold(until=now, reason=str(error))
-        if hold is None or hold.released_at is not None:
-            raise BackupNotFoundError(f"{backup} is not on hold", fix="ovia-backup prune --dry-run")
-        record_hold(catalog, backup, hold.model_copy(update={"released_at": now}))
-        # The copies in other tiers have the same hold.
-        for twin, same in catalog.held(now):
-            if twin.started_at == backup.started_at:
-                record_hold(catalog, twin, same.model_copy(update={"released_at": now}))
-    return catalog.refresh(backup)

@@ -36,7 +36,7 @@ from ovia_backup_dagster.core.statement_coverage import Covered, Statement
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Acceptance, DrillRecord, Hold, Judgement, PromotionRecord
 from ovia_backup_dagster.health.freshness import judge_freshness
-from ovia_backup_dagster.retention import promote_and_prune, promotion
+from ovia_backup_dagster.retention import holding, promote_and_prune, promotion
 from ovia_backup_dagster.retention.plan import candidate
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.support.factories import (
@@ -288,7 +288,7 @@ def test_every_file_of_a_backup_is_promoted_and_removed(catalog: Catalog) -> Non
 def test_a_release_applies_to_both_copies(catalog: Catalog) -> None:
     about = held(catalog, made(catalog, AT), NOW + DAY)
     promote_backup(catalog, about, Tier.WEEKLY, NOW)
-    promote_and_prune.release(catalog, about, NOW)
+    holding.release(catalog, about, NOW)
     assert catalog.held(NOW) == []
 
 

@@ -33,7 +33,7 @@ from ovia_backup_dagster.postgres.verification import Verified, Verifier
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.restore_order import Mode, Order
-from ovia_backup_dagster.retention import promote_and_prune
+from ovia_backup_dagster.retention import holding, promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import NewDatabase, execute, free_port, quiet
 from ovia_backup_dagster_tests.support.factories import redated
@@ -281,7 +281,7 @@ def test_an_acceptance_does_not_make_a_damaged_dump_good(story: Story) -> None:
 def test_a_hold_that_a_person_released_is_not_made_again(story: Story) -> None:
     last = story.good(story.here)
     story.rejected(story.there)
-    promote_and_prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    holding.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     story.rejected(story.there)
     assert story.catalog.held(datetime.now(UTC)) == []
 
@@ -339,7 +339,7 @@ def test_lost_rows_hold_again_once_a_source_hold_has_ended(story: Story) -> None
     """One sidecar serves both reasons; neither hides the other."""
     last = story.good(story.here)
     story.rejected(story.there)
-    promote_and_prune.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
+    holding.release(story.catalog, story.catalog.refresh(last), datetime.now(UTC))
     execute(story.here, "DELETE FROM people WHERE id > 10")
     story.good(story.here)
     hold = story.catalog.refresh(last).hold

@@ -21,7 +21,7 @@ from ovia_backup_dagster.core.locking import lock_holder
 from ovia_backup_dagster.core.publication import promote_backup, remove_backup
 from ovia_backup_dagster.core.sidecars import HELD, VERIFIED
 from ovia_backup_dagster.core.tiers import Tier, Weekday
-from ovia_backup_dagster.retention import promote_and_prune
+from ovia_backup_dagster.retention import holding, promote_and_prune
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster_tests.conftest import snapshot
 from ovia_backup_dagster_tests.support.crashes import killed_at_each_step
@@ -128,7 +128,7 @@ def test_a_backup_is_promoted_to_each_tier_that_is_on(catalog: Catalog) -> None:
     assert later.made == {}
     assert f"monthly: the month 2026-06 has its monthly backup, {promoted.made[Tier.MONTHLY]}" in later.reason
     # A person's release applies to all copies.
-    promote_and_prune.release(catalog, backup, NOW)
+    holding.release(catalog, backup, NOW)
     assert catalog.held(NOW) == []
 
 
@@ -420,7 +420,7 @@ def test_a_preview_says_why_nothing_would_be_removed(catalog: Catalog) -> None:
 def test_a_released_backup_is_pruned_like_others(catalog: Catalog) -> None:
     made = dailies(catalog, 3)
     backup = held(catalog, made[2], NOW + 30 * DAY)
-    released = promote_and_prune.release(catalog, backup, NOW)
+    released = holding.release(catalog, backup, NOW)
     assert released.hold is not None
     assert (released.hold.released_at, released.hold.until) == (NOW, NOW + 30 * DAY)
     assert released.state(NOW) is State.VERIFIED
@@ -432,22 +432,22 @@ def test_a_backup_without_a_hold_cannot_be_released(catalog: Catalog) -> None:
     backup = verified_backup(catalog, NOW - DAY)
     before = snapshot(catalog.root)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        promote_and_prune.release(catalog, backup, NOW)
+        holding.release(catalog, backup, NOW)
     assert snapshot(catalog.root) == before
 
 
 def test_a_hold_is_released_once(catalog: Catalog) -> None:
     backup = held(catalog, verified_backup(catalog, NOW - DAY), NOW + DAY)
-    promote_and_prune.release(catalog, backup, NOW)
+    holding.release(catalog, backup, NOW)
     with pytest.raises(BackupNotFoundError, match="is not on hold"):
-        promote_and_prune.release(catalog, backup, NOW + HOUR)
+        holding.release(catalog, backup, NOW + HOUR)
 
 
 def test_a_removed_backup_cannot_be_released(catalog: Catalog) -> None:
     backup = held(catalog, verified_backup(catalog, NOW - DAY), NOW + DAY)
     remove_backup(catalog, backup)
     with pytest.raises(BackupNotFoundError):
-        promote_and_prune.release(catalog, backup, NOW)
+        holding.release(catalog, backup, NOW)
 
 
 # --- Ninety nights ------------------------------------------------------------------------------------------------
