@@ -80,9 +80,9 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
 
 def volume(system: BackupSystem) -> Iterator[Observation]:
     """The folder, its filesystem, its lock, and files left by a crash."""
-    catalog = system.catalog
-    root = catalog.root
     try:
+        catalog = system.catalog
+        root = catalog.root
         if not exists(root):
             yield from _missing(catalog)
             return

@@ -358,3 +358,13 @@ def test_the_doctor_warns_of_a_signing_key_for_others(mode: int, place: Place, t
     for line in warned:
         assert (line.level, f"(mode {mode:04o})" in line.text) == (Severity.WARN, True)
         assert line.fix.startswith(f"chmod 600 {tmp_path / 'keys' / SIGNING_KEY};")
+
+
+@pytest.mark.parametrize("name", [SIGNING_KEY, VERIFY_KEY])
+def test_the_doctor_goes_on_without_a_key(name: str, place: Place, tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys", "ovia-backup")
+    signed = with_keys(place, tmp_path / "keys")
+    (tmp_path / "keys" / name).unlink()
+    lines = signed.run("doctor").output.splitlines()
+    assert [line for line in lines if line.startswith("fail volume") and f"{name} cannot be read" in line]
+    assert [line for line in lines if line.split()[1:2] == ["alerts"]], "the last area"
