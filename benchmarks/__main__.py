@@ -14,7 +14,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import compression, computed, drill, dump, latency, listing, memory, restore, start, verification
+from benchmarks import (
+    compression,
+    computed,
+    drill,
+    dump,
+    latency,
+    listing,
+    memory,
+    restore,
+    signing,
+    start,
+    verification,
+)
 from benchmarks.measure import Json, say
 from benchmarks.world import BIN, World, world
 from ovia_backup_dagster.postgres.programs import Programs
@@ -35,6 +47,7 @@ def main() -> None:
         "start": lambda world, _: start.measure(world),
         "listing": lambda world, _: listing.measure(world),
         "latency": lambda world, _: latency.measure(world),
+        "signing": lambda world, _: signing.measure(world),
         "memory": memory.measure,
     }
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)

@@ -68,13 +68,16 @@ class BackupSystem:
         """
         if self.settings.postgres_host is None:
             self.settings.require()
-        return BackupSystem(self.settings.model_copy(update={"problems": ()}), self.retry_seconds)
+        # Monitoring signs nothing, so that a signing key that cannot be used does not stop it.
+        update = {"problems": (), "backup_signing_key_file": None}
+        return BackupSystem(self.settings.model_copy(update=update), self.retry_seconds)
 
     @property
     def settings_error(self) -> SettingsError | None:
-        """Why the settings cannot be used, if they cannot."""
+        """Why the settings, or the keys that they name, cannot be used, if they cannot."""
         try:
             self.settings.require()
+            self.statement_log  # noqa: B018 - reads the keys
         except SettingsError as error:
             return error
         return None

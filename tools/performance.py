@@ -31,7 +31,7 @@ def rendered(results: Json) -> str:
     dumps = ((_dump, "dump"), (_computed, "computed"))
     sections = (*dumps, (_compression, "compression"), (_verification, "verification"))
     restores = ((_drill, "drill"), (_restore, "restore"))
-    more = ((_listing, "listing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    more = ((_listing, "listing"), (_signing, "signing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
     for section, part in (*sections, *restores, *more):
         if part in results:
@@ -264,6 +264,23 @@ def _listing(part: Json) -> Iterator[str]:
         ],
     )
     yield "Each backup has a manifest and a verdict with 30 tables. `list` reads all of them, the sensor the newest.\n"
+
+
+def _signing(part: Json) -> Iterator[str]:
+    seconds = part["seconds"]
+    yield (
+        f"## The signed log (p)\n\n{part['statements']:,} statements: a dump, its verdict and a removal a day for "
+        f"{part['years']} years, and another key each year. A process that has not read the log before:\n"
+    )
+    yield _table(
+        ("", "what", "seconds"),
+        [
+            ("p", "reads and checks it with the newest key", _spread(seconds["read"])),
+            ("", "the same with the first key: one more signature a year", _spread(seconds["read_with_the_first_key"])),
+            ("", "`ovia-backup log verify`: every signature", _spread(seconds["check_each"])),
+            ("", "a process that has read it states one more", _spread(seconds["state"], 3)),
+        ],
+    )
 
 
 def _memory(part: Json) -> Iterator[str]:

@@ -80,9 +80,9 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
 
 def volume(system: BackupSystem) -> Iterator[Observation]:
     """The folder, its filesystem, its lock, and files left by a crash."""
-    catalog = system.catalog
-    root = catalog.root
     try:
+        catalog = system.catalog
+        root = catalog.root
         if not exists(root):
             yield from _missing(catalog)
             return
@@ -99,6 +99,7 @@ def volume(system: BackupSystem) -> Iterator[Observation]:
         yield _lock(root)
         yield _leftovers(catalog)
         yield from _hand_over(root)
+        yield from _signing_key(system)
         yield _signatures(system, datetime.now(UTC))
     except BackupError as error:
         yield failed(Area.VOLUME, error)
@@ -351,6 +352,7 @@ def _signatures(system: BackupSystem, now: datetime) -> Observation:
     head = log.chain().head
     # Loaded only with keys, as the log itself.
     from ovia_backup_dagster.signing.adoption import unsigned
+    from ovia_backup_dagster.signing.statement_log import ALIVE_AFTER
 
     if left := unsigned(system.catalog, now):
         text = f"not signed, so they do not count: {len(left)} backups, such as {left[-1]}"
@@ -361,7 +363,24 @@ def _signatures(system: BackupSystem, now: datetime) -> Observation:
         return warn(
             Area.VOLUME, f"{text}: the host that signs has stopped, or the log was cut off", "ovia-backup log verify"
         )
-    return ok(Area.VOLUME, f"the signed log is whole: {head.sequence} statements")
+    text = f"the signed log is whole: {head.sequence} statements"
+    if head.at is None:
+        return ok(Area.VOLUME, text)
+    due = head.at + ALIVE_AFTER
+    is_due = "the next sign of life is due on" if now < due else "a sign of life has been due since"
+    return ok(Area.VOLUME, f"{text}; {is_due} {due:%Y-%m-%d %H:%M} UTC")
+
+
+def _signing_key(system: BackupSystem) -> Iterator[Observation]:
+    """Whether the signing key's file is for its owner alone: who has the key can sign a forged backup."""
+    path = system.settings.backup_signing_key_file
+    if path is None:
+        return
+    with as_volume_error(f"cannot look at {path}"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        text = f"others on this host can use the signing key {path} (mode {mode:04o}), and sign forged backups"
+        yield warn(Area.VOLUME, text, f"chmod 600 {shell_word(str(path))}; if it was read: docs/signing.md")
 
 
 def _status(path: Path) -> os.stat_result | None:

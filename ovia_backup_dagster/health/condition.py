@@ -243,11 +243,15 @@ def assess(
         settings: why the settings cannot be used, if they cannot; the volume is assessed anyway.
         runs: the failed runs that Dagster knows of; ``None`` leaves out the questions about them.
     """
+    look: _Look | None
     try:
         look = deadline.within_deadline(deadline.LOOK_SECONDS, system.catalog.root, lambda: _look(system, now))
     except VolumeError as error:
         look = _Look(errors=(error,))
-    answers = list(_about_the_volume(look, now))
+    except SettingsError as error:  # a key that the settings name cannot be used
+        look, settings = None, settings or error
+    answers = list(_about_the_volume(look, now)) if look else list(map(_unread, _OF_THE_VOLUME))
+    look = look or _Look()
     answers.append(_about_settings(settings))
     failed = None
     if runs is not None:
@@ -377,6 +381,12 @@ def _backups_are_troubled(answers: Sequence[Answer]) -> bool:
 
 def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Answer:
     return Answer(question, level, error.what, error.reason, error.fix, error)
+
+
+_OF_THE_VOLUME = (
+    *(Question.VOLUME, Question.FRESH, Question.UNDAMAGED, Question.VERIFIED),
+    *(Question.PROVEN, Question.RESTORES),
+)
 
 
 @dataclass(frozen=True, slots=True)

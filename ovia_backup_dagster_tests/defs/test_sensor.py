@@ -22,11 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ovia_backup_dagster.core.errors import PrivilegeError, SettingsError
 from ovia_backup_dagster.core.locking import lock_holder
+from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.defs.policies import run_tags
+from ovia_backup_dagster.health.condition import ConditionLevel, Question
 from ovia_backup_dagster.health.freshness import AGAIN
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.restoration.journal import JournalMark
-from ovia_backup_dagster.signing.key_files import VERIFY_KEY
+from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
 from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import snapshot as files_of
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
@@ -920,6 +922,28 @@ def test_without_the_signing_key_a_tick_states_nothing(
     reader.evaluate()
     assert files_of(volume) == before
     assert "sign of life" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", [SIGNING_KEY, VERIFY_KEY])
+def test_a_key_that_cannot_be_read_is_alerted(
+    name: str, signing: Daemon, volume: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The tick goes on, and so does the assessment as far as it needs no key."""
+    (tmp_path / name).unlink()
+    request = signing.evaluate()
+    assert request is not None
+    assert re.search(
+        f"no sign of life was stated in the signed log: BACKUP_.*{name} cannot be read", capfd.readouterr().err
+    )
+    assert signing.run(request)
+    report = condition(signing.location.system, signing.location.names, datetime.now(UTC), signing.location.instance)
+    settings = report.answer(Question.SETTINGS)
+    assert settings is not None
+    assert settings.trouble is not None
+    assert f"{name} cannot be read" in settings.what
+    fresh = report.answer(Question.FRESH)
+    assert fresh is not None
+    assert (fresh.level is ConditionLevel.UNKNOWN) == (name == VERIFY_KEY)
 
 
 def a_folder_for_the_lock(volume: Path) -> None:

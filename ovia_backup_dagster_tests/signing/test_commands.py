@@ -15,6 +15,7 @@ from ovia_backup_dagster.core.sidecars import MANIFEST
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.doctor.report import Severity
 from ovia_backup_dagster.doctor.volume_area import _signatures
+from ovia_backup_dagster.doctor.volume_area import volume as volume_lines
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.signing import statement_log
 from ovia_backup_dagster.signing.age_keys import AGE_IDENTITY, AGE_RECIPIENT
@@ -194,8 +195,13 @@ def test_the_doctor_tells_how_the_log_stands(place: Place, tmp_path: Path) -> No
         True,
     )
     assert signed.run("keys", "adopt").code == 0
-    line = _signatures(signed.system, NOW)
-    assert (line.level, line.text) == (Severity.OK, "the signed log is whole: 2 statements")
+    at = signed.system.required_statement_log.chain().head.at
+    assert at is not None
+    due = at + timedelta(hours=20)
+    for now, said in ((at, "the next sign of life is due on"), (due, "a sign of life has been due since")):
+        line = _signatures(signed.system, now)
+        text = f"the signed log is whole: 2 statements; {said} {due:%Y-%m-%d %H:%M} UTC"
+        assert (line.level, line.text) == (Severity.OK, text)
     line = _signatures(signed.system, NOW + statement_log.VALID * 2)
     assert (line.level, "or the log was cut off" in line.text) == (Severity.WARN, True)
 
@@ -339,3 +345,26 @@ def test_a_page_is_not_written_over(place: Place, tmp_path: Path) -> None:
     before = (new / RECOVERY_PAGE).read_bytes()
     assert signed.run("keys", "rotate", "--to", str(new)).code == 0
     assert (new / RECOVERY_PAGE).read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o600, 0o400])
+def test_the_doctor_warns_of_a_signing_key_for_others(mode: int, place: Place, tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys", "ovia-backup")
+    signed = with_keys(place, tmp_path / "keys")
+    signed.system.catalog.prepare()
+    (tmp_path / "keys" / SIGNING_KEY).chmod(mode)
+    warned = [line for line in volume_lines(signed.system) if "signing key" in line.text]
+    assert len(warned) == (mode not in (0o600, 0o400))
+    for line in warned:
+        assert (line.level, f"(mode {mode:04o})" in line.text) == (Severity.WARN, True)
+        assert line.fix.startswith(f"chmod 600 {tmp_path / 'keys' / SIGNING_KEY};")
+
+
+@pytest.mark.parametrize("name", [SIGNING_KEY, VERIFY_KEY])
+def test_the_doctor_goes_on_without_a_key(name: str, place: Place, tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys", "ovia-backup")
+    signed = with_keys(place, tmp_path / "keys")
+    (tmp_path / "keys" / name).unlink()
+    lines = signed.run("doctor").output.splitlines()
+    assert [line for line in lines if line.startswith("fail volume") and f"{name} cannot be read" in line]
+    assert [line for line in lines if line.split()[1:2] == ["alerts"]], "the last area"
