@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.tiers import Tier
 from ovia_backup_dagster.signing import statement_log
 from ovia_backup_dagster.signing.sshsig import public_text, sign
-from ovia_backup_dagster.signing.statement import Event, KeyChange, SignedFile, SignedStatement
+from ovia_backup_dagster.signing.statement import Event, KeyChange, SignedFile, SignedStatement, Standing
 from ovia_backup_dagster.signing.statement_files import StatementFiles
 from ovia_backup_dagster.signing.statement_log import VALID, StatementLog
 
@@ -46,7 +46,7 @@ def measure(world: World, years: int = YEARS) -> Json:
 def _one_more(log: StatementLog) -> float:
     """As a process that has read the log: a dump that states its backup at the end."""
     log.chain()
-    return seconds(lambda: log.adopted("another.dump", {"": SignedFile.of(b"")}))
+    return seconds(lambda: log.adopted("another.dump", {"": SignedFile.of(b"")}, Standing.UNVERIFIED))
 
 
 def _alone(work: Callable[[], object]) -> float:

@@ -68,8 +68,8 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield "Install ovia-backup, write the public key and the age identity to files, and"
     yield "let the settings name them, as docs/restore-without-us.md says. Then:"
     yield "    ovia-backup list --offsite"
-    yield "    ovia-backup fetch latest"
-    yield "    ovia-backup restore latest"
+    yield "    ovia-backup fetch latest                    (prints the path of the archive)"
+    yield "    ovia-backup restore PATH --new-host"
     yield "How to restore with no program of ours: docs/restore-without-us.md, too."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -206,7 +207,10 @@ def test_the_password_is_in_no_command_line(cli: Cli, server: PortCluster, datab
 def command_lines(parent: int, program: str) -> list[str]:
     """The command lines of a process and its children, once one of them is ``program``."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    lines = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in (str(parent), *children)]
+    lines = []
+    for pid in (str(parent), *children):
+        with contextlib.suppress(FileNotFoundError):  # a child has ended since
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
     return lines if any(program in line.split(" ")[0] for line in lines[1:]) else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -94,12 +95,17 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with subprocess.Popen((*served, *keys), stderr=subprocess.DEVNULL) as server:
         try:
             deadline = time.monotonic() + 60
-            asked = (programs / "ssh", "me@box", "-o", "BatchMode=yes", "-s", "sftp")
-            while subprocess.run(asked, input=b"", capture_output=True).returncode:
+            while not _listens(port):
                 assert time.monotonic() < deadline
+                time.sleep(0.1)
             yield folder
         finally:
             server.terminate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.exhaustive
