@@ -61,12 +61,12 @@ def copy_to_remotes_command(remotes: tuple[str, ...]) -> None:
 def check_remotes_command(as_json: bool) -> None:
     """Check what copies depend on: credentials, host keys, marker, log, room. Exit code 1: something will fail."""
     from ovia_backup_dagster.cli.doctor import print_line
-    from ovia_backup_dagster.doctor.examination import remotes
+    from ovia_backup_dagster.doctor.examination import part_of_remotes
     from ovia_backup_dagster.doctor.report import Severity, worst
     from ovia_backup_dagster.doctor.time_limit import look_in_time
 
     lines = []
-    for line in look_in_time([remotes(system_from_environment())]):
+    for line in look_in_time([part_of_remotes(system_from_environment())]):
         lines.append(line)
         if not as_json:
             print_line(line)

@@ -59,12 +59,12 @@ def _others(system: BackupSystem) -> list[Part]:
         _part(Area.BACKUPS, volume_area.backups, system, "the backup volume", disk),
         _part(Area.DRILLS, drill_area.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
         _part(Area.RESTORES, restore_area.restores, system, "what a restore depends on", steps(target, services)),
-        remotes(system),
+        part_of_remotes(system),
         _part(Area.ALERTS, environment_area.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
     ]
 
 
-def remotes(system: BackupSystem) -> Part:
+def part_of_remotes(system: BackupSystem) -> Part:
     """The check of the remotes, which asks each of them."""
     return _part(Area.REMOTES, offsite_area.remotes, system, "the remotes of OFFSITE_REMOTES", "rclone lsf REMOTE:PATH")
 

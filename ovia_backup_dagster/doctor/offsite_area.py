@@ -23,8 +23,7 @@ def remotes(system: BackupSystem) -> Iterator[Observation]:
     """Everything that copies depend on."""
     now = datetime.now(UTC)
     if not system.settings.offsite_remotes:
-        fix = "name a place for copies off this host: docs/offsite.md"
-        yield warn(Area.REMOTES, "backups do not leave this host: OFFSITE_REMOTES is not set", fix)
+        yield ok(Area.REMOTES, "backups do not leave this host; to copy them: OFFSITE_REMOTES (docs/offsite.md)")
         return
     try:
         known = system.offsite.remotes()

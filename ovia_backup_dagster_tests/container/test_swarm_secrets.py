@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from psycopg import sql
@@ -11,7 +12,7 @@ from psycopg import sql
 from ovia_backup_dagster.container import health_checks, swarm_secrets
 from ovia_backup_dagster.container.errors import ContainerError
 from ovia_backup_dagster.core.errors import SettingsError
-from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute, free_port
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, execute
 from ovia_backup_dagster_tests.container.conftest import write_instance
 
 
@@ -69,7 +70,7 @@ def test_a_secret_by_value_is_refused_and_not_shown(name: str) -> None:
 @pytest.mark.parametrize("password", ["plain", "with:colon", "back\\slash", "both\\:", "ü ' \" $x %s", ":", "\\"])
 def test_libpq_reads_the_password_from_the_passfile(private: Path, server: PortCluster, password: str) -> None:
     """As in Dagster's storage, with the driver's name in the URL."""
-    role = f"storage{free_port()}"
+    role = f"storage{token_hex(4)}"
     execute(server.connection(), f"CREATE ROLE {role} LOGIN")
     with admin(server) as session:
         session.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), password))

@@ -201,6 +201,7 @@ QUESTIONS = (
     "backups_proven",
     "restores_finished",
     "replaced_databases_dropped",
+    "copies_elsewhere",
     "runs_succeeded",
     "settings_usable",
 )
@@ -231,6 +232,7 @@ def test_all_checks_pass_when_all_is_well(bare: NewLocation, people: Receiver) -
         "backups_proven": "no restore drill has passed yet",
         "restores_finished": "none is unfinished",
         "replaced_databases_dropped": "the last run that drops replaced databases did not fail",
+        "copies_elsewhere": "OFFSITE_REMOTES names no remote",
         "runs_succeeded": "no failed run needs attention",
         "settings_usable": "all settings can be used",
     }
@@ -283,6 +285,7 @@ def test_what_is_alerted_fails_its_check(bare: NewLocation, volume: Path) -> Non
         "backups_verified",
         "backups_proven",
         "restores_finished",
+        "copies_elsewhere",
         *red_so_far,
     }
 
