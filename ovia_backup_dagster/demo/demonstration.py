@@ -27,6 +27,7 @@ from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.demo.second_place import SecondPlace
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.postgres.local_cluster import Cluster
@@ -61,17 +62,27 @@ class Demo:
         """The demo's backup volume."""
         return self.folder / "backups"
 
-    def back_up(self, log: Log) -> None:
-        """Run ``daily_backup_job`` and ``restore_drill_job`` once.
+    @property
+    def second(self) -> SecondPlace:
+        """Where the demo's backups are copied to."""
+        return SecondPlace(self.folder)
+
+    def back_up(self, log: Log) -> str:
+        """Run ``daily_backup_job`` and ``restore_drill_job`` once, and bring a copy back.
+
+        Returns:
+            The verification of the copy that was brought back, in a line; empty without copies.
 
         Raises:
             BackupError: the server or a job failed; the error names the log.
         """
         with self._server(log) as cluster:
             self._run_jobs(cluster, log)
+            return self.second.bring_back(self._environment(cluster))
 
     def _run_jobs(self, cluster: Cluster, log: Log) -> None:
-        environment, output = self._environment(cluster), self.folder / "jobs.log"
+        environment = self.second.prepare(self._environment(cluster), log)
+        output = self.folder / "jobs.log"
         log(f"running {' and '.join(_JOBS)} through Dagster (their log: {output})")
         command = (*_LAUNCH, str(_checkout() / "workspace.yaml"), *_JOBS)
         with open(output, "wb") as file:
@@ -215,6 +226,7 @@ class Demo:
             "RESTORE_POSTGRES_USER": _RESTORE_ROLE,
             "BACKUP_DIR": str(self.backups),
             "PG_BIN_DIR": str(cluster.bin_dir),
+            **self.second.settings(),
         }
 
 

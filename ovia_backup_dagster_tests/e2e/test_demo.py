@@ -67,6 +67,7 @@ def test_each_demo_adds_a_verified_backup(folder: Path, runs: int) -> None:
 
         assert result.returncode == 0, result.stderr
         assert "make dev" in result.stdout
+        assert "Brought back from there alone: " in result.stdout
         assert "weekly/ovia_weekly_" in result.stdout
         assert len(list((folder / "backups" / "daily").glob("*.dump"))) == count
         assert len(list((folder / "backups" / "daily").glob("*.verified.json"))) == count
