@@ -22,6 +22,7 @@ from benchmarks import (
     latency,
     listing,
     memory,
+    offsite,
     restore,
     signing,
     start,
@@ -48,6 +49,7 @@ def main() -> None:
         "listing": lambda world, _: listing.measure(world),
         "latency": lambda world, _: latency.measure(world),
         "signing": lambda world, _: signing.measure(world),
+        "offsite": offsite.measure,
         "memory": memory.measure,
     }
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)

@@ -163,7 +163,7 @@ def peaks(command: Sequence[str | Path], environment: Environment) -> dict[str, 
                     status = _status(pid)
                     name = "self" if pid == first else status["Name"].strip()
                     # Between fork and exec a child is a copy of its parent.
-                    if pid == first or name.startswith("pg_"):
+                    if pid == first or name.startswith(("pg_", "rclone", "age")):
                         found[name] = max(found.get(name, 0.0), int(status["VmHWM"].split()[0]) / 1024)
 
     with subprocess.Popen(

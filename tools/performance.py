@@ -31,7 +31,8 @@ def rendered(results: Json) -> str:
     dumps = ((_dump, "dump"), (_computed, "computed"))
     sections = (*dumps, (_compression, "compression"), (_verification, "verification"))
     restores = ((_drill, "drill"), (_restore, "restore"))
-    more = ((_listing, "listing"), (_signing, "signing"), (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    signed = ((_listing, "listing"), (_signing, "signing"), (_offsite, "offsite"))
+    more = (*signed, (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
     for section, part in (*sections, *restores, *more):
         if part in results:
@@ -281,6 +282,27 @@ def _signing(part: Json) -> Iterator[str]:
             ("", "a process that has read it states one more", _spread(seconds["state"], 3)),
         ],
     )
+
+
+def _offsite(part: Json) -> Iterator[str]:
+    seconds, peak = part["seconds"], part["peak_mb"]
+    yield (
+        "## Copies on remotes (q-t)\n\nAn S3 server on loopback (`rclone serve s3`), and a file of "
+        f"{part['megabytes']:,} MB that does not compress. Sending is one stream: age, SHA-256 and MD5 in "
+        "passing, rclone in parts; fetching writes the ciphertext, decrypts it and compares the SHA-256.\n"
+    )
+    yield _table(
+        ("", "what", "seconds"),
+        [
+            ("q", "encrypted and hashed to S3", _spread(seconds["sent"])),
+            ("", "`rclone copyto` of the plain file", _spread(seconds["copyto"])),
+            ("t", "fetched, decrypted and compared", _spread(seconds["fetched"])),
+            ("s", f"a run with nothing to send, {part['objects']:,} objects there", _spread(seconds["idle"])),
+        ],
+    )
+    yield _table(("ratio", ""), [("q", _spread(part["ratio"], 2))])
+    shown = ", ".join(f"{name} {value:.0f} MB" for name, value in peak.items())
+    yield f"Peaks of memory while sending: {shown}.\n"
 
 
 def _memory(part: Json) -> Iterator[str]:

@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AwareDatetime
 
+from ovia_backup_dagster.core.layout import DRILLS, OFFSITE, RESTORES, STATEMENTS
 from ovia_backup_dagster.core.manifest import Sidecar
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 from ovia_backup_dagster.drill.evidence import Evidence
+from ovia_backup_dagster.offsite.remote_record import RemoteRecord
 from ovia_backup_dagster.restoration.record import Record
+from ovia_backup_dagster.signing.statement import SignedStatement
 from tools.pages import DOCS, cell, with_part
 
 PAGE = DOCS / "volume.md"
@@ -52,7 +55,13 @@ _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", d
 def roots() -> dict[str, type[Sidecar]]:
     """Kind of file -> its model."""
     beside = {f"<file>{kind.suffix}": kind.model for kind in reversed(SIDECAR_KINDS) if kind.model is not None}
-    return {**beside, "drills/<drill>.json": Evidence, "restores/<restore>.json": Record}
+    folders: dict[str, type[Sidecar]] = {
+        f"{DRILLS}/<drill>.json": Evidence,
+        f"{RESTORES}/<restore>.json": Record,
+        f"{STATEMENTS}/<database>/<number>.json": SignedStatement,
+        f"{OFFSITE}/<database>/<remote>.json": RemoteRecord,
+    }
+    return {**beside, **folders}
 
 
 def rendered(page: str) -> str:

@@ -11,13 +11,11 @@ import click
 from ovia_backup_dagster.cli.invocation import volume_from_environment
 from ovia_backup_dagster.cli.options import allow_expired_option, as_of_option
 from ovia_backup_dagster.cli.output import log
+from ovia_backup_dagster.core.layout import FETCHED
 from ovia_backup_dagster.core.shell import shell_word
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.system import BackupSystem
-
-#: The folder of BACKUP_DIR for fetched backups: neither listed nor pruned.
-FOLDER = "fetched"
 
 
 @click.command("fetch")
@@ -54,7 +52,7 @@ def fetched(
     from ovia_backup_dagster.core.errors import BackupError
 
     now, offsite = datetime.now(UTC), system.offsite
-    into = folder or system.settings.backup_dir / FOLDER
+    into = folder or system.settings.backup_dir / FETCHED
     remotes = offsite.remotes(*([remote] if remote else []), as_of=as_of)
     errors: list[BackupError] = []
     offers = []

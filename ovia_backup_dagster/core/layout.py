@@ -7,3 +7,9 @@ The modules that write the files in them define the files' names; ``naming`` def
 DRILLS = "drills"
 #: Plans, journals and records of restores.
 RESTORES = "restores"
+#: The signed log, a folder for each database.
+STATEMENTS = "statements"
+#: What this host knows of its remotes, a folder for each database.
+OFFSITE = "offsite"
+#: Backups that were fetched from remotes: neither listed nor pruned.
+FETCHED = "fetched"

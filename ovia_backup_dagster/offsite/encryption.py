@@ -115,7 +115,7 @@ class Age:
             return SettingsError(
                 f"OFFSITE_IDENTITY_FILE={self.identity} does not open the copy",
                 why="it was encrypted to another key",
-                fix="use the identity of that time: keys rotate keeps the old one",
+                fix="use the identity of the recipient that OFFSITE_RECIPIENTS named then: recovery-page.txt has it",
             )
         if re.search(r"identity|failed to open", stderr) and "no such file" in stderr:
             fix = f"ls -l {shell_word(str(self.identity))}"

@@ -15,10 +15,9 @@ from pydantic import AwareDatetime
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.files import as_volume_error, read_small
+from ovia_backup_dagster.core.layout import OFFSITE
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 from ovia_backup_dagster.core.naming import BackupName, encode_database
-
-FOLDER = "offsite"
 
 
 class ReadBack(Sidecar):
@@ -75,7 +74,7 @@ class RemoteRecords:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._folder = catalog.root / FOLDER / encode_database(catalog.database)
+        self._folder = catalog.root / OFFSITE / encode_database(catalog.database)
 
     def read(self, remote: str) -> RemoteRecord:
         """The record of a remote; an empty one if there is none, or it cannot be understood.

@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ovia_backup_dagster.core.errors import SettingsError, StatementLogError
+from ovia_backup_dagster.core.layout import STATEMENTS
 from ovia_backup_dagster.core.manifest import parse_sidecar
 from ovia_backup_dagster.core.naming import encode_database
 from ovia_backup_dagster.signing.chain import Chain, Files, Known, broken, claims_of_a_new_key
@@ -25,7 +26,6 @@ from ovia_backup_dagster.signing.standing import with_sidecar
 from ovia_backup_dagster.signing.statement import ARCHIVE, Event, KeyChange, SignedFile, SignedStatement, Standing
 from ovia_backup_dagster.signing.statement_files import StatementFiles
 
-FOLDER = "statements"
 #: A sign of life is stated each day, so a log that ends earlier was cut off, or its host has stopped.
 VALID = timedelta(days=3)
 #: The age of the last statement from which a sign of life is due.
@@ -55,7 +55,7 @@ class StatementLog:
         self, root: Path, database: str, key: Ed25519PublicKey, signing_key: Ed25519PrivateKey | None = None
     ) -> None:
         self.root = root.absolute()
-        self.path = self.root / FOLDER / encode_database(database)
+        self.path = self.root / STATEMENTS / encode_database(database)
         self.database = database
         self.key = key
         self._signing_key = signing_key
