@@ -41,7 +41,8 @@ def judge_remote(name: str, record: RemoteRecord, max_age: timedelta, now: datet
     if trouble is not None:
         return RemoteStanding(name, record, trouble.account, trouble)
     assert record.newest is not None  # otherwise there is a trouble
-    text = f"{len(record.copies)} copies on {name}, the newest {duration(now - record.newest)} old"
+    count = f"{len(record.copies)} {'copy' if len(record.copies) == 1 else 'copies'}"
+    text = f"{count} on {name}, the newest {duration(now - record.newest)} old"
     return RemoteStanding(name, record, text, None)
 
 

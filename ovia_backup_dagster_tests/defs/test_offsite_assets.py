@@ -50,7 +50,7 @@ def test_each_remote_has_a_step_after_the_chain(two: Location) -> None:
     assert verified.asset_materializations_for_node("offsite_verification_second_one")[0].metadata["copies"].value == 1
     answer = assess(two.system, datetime.now(UTC)).answer(Question.COPIES)
     assert answer is not None
-    assert (answer.level, answer.what.count("1 copies on")) == (ConditionLevel.OK, 2)
+    assert (answer.level, answer.what.count("1 copy on")) == (ConditionLevel.OK, 2)
 
 
 def test_one_remote_fails_and_all_else_goes_on(two: Location, tmp_path: Path) -> None:
