@@ -57,8 +57,9 @@ def copy_to_remotes_command(remotes: tuple[str, ...]) -> None:
 
 
 @offsite_group.command("check")
+@_remotes_argument
 @json_option
-def check_remotes_command(as_json: bool) -> None:
+def check_remotes_command(remotes: tuple[str, ...], as_json: bool) -> None:
     """Check what copies depend on: credentials, host keys, marker, log, room. Exit code 1: something will fail."""
     from ovia_backup_dagster.cli.doctor import print_line
     from ovia_backup_dagster.doctor.examination import part_of_remotes
@@ -66,7 +67,7 @@ def check_remotes_command(as_json: bool) -> None:
     from ovia_backup_dagster.doctor.time_limit import look_in_time
 
     lines = []
-    for line in look_in_time([part_of_remotes(system_from_environment())]):
+    for line in look_in_time([part_of_remotes(system_from_environment(), *remotes)]):
         lines.append(line)
         if not as_json:
             print_line(line)

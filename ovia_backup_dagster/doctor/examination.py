@@ -64,9 +64,13 @@ def _others(system: BackupSystem) -> list[Part]:
     ]
 
 
-def part_of_remotes(system: BackupSystem) -> Part:
-    """The check of the remotes, which asks each of them."""
-    return _part(Area.REMOTES, offsite_area.remotes, system, "the remotes of OFFSITE_REMOTES", "rclone lsf REMOTE:PATH")
+def part_of_remotes(system: BackupSystem, *names: str) -> Part:
+    """The check of the remotes of these names (default: all), which asks each of them."""
+
+    def look(system: BackupSystem) -> Iterator[Observation]:
+        return offsite_area.remotes(system, *names)
+
+    return _part(Area.REMOTES, look, system, "the remotes of OFFSITE_REMOTES", "rclone lsf REMOTE:PATH")
 
 
 def _part(

@@ -19,14 +19,14 @@ from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.system import BackupSystem
 
 
-def remotes(system: BackupSystem) -> Iterator[Observation]:
-    """Everything that copies depend on."""
+def remotes(system: BackupSystem, *names: str) -> Iterator[Observation]:
+    """Everything that copies depend on, on the remotes of these names (default: all)."""
     now = datetime.now(UTC)
     if not system.settings.offsite_remotes:
         yield ok(Area.REMOTES, "backups do not leave this host; to copy them: OFFSITE_REMOTES (docs/offsite.md)")
         return
     try:
-        known = system.offsite.remotes()
+        known = system.offsite.remotes(*names)
         yield ok(Area.REMOTES, f"rclone {known[0].program.version()}, {known[0].program.path}")
         system.offsite.age.encrypting()
     except BackupError as error:
@@ -40,7 +40,9 @@ def remotes(system: BackupSystem) -> Iterator[Observation]:
         )
     for remote in known:
         yield from _remote(system, remote)
-    yield from_answer(Area.REMOTES, about_copies(system.remote_standings(now)))
+    shown = {str(remote) for remote in known}
+    standings = [standing for standing in system.remote_standings(now) if standing.name in shown]
+    yield from_answer(Area.REMOTES, about_copies(standings))
 
 
 def _remote(system: BackupSystem, remote: Remote) -> Iterator[Observation]:
@@ -56,10 +58,10 @@ def _remote(system: BackupSystem, remote: Remote) -> Iterator[Observation]:
         return
     size = human_bytes(sum(listing.sizes.values()))
     room = f"; {human_bytes(free)} are free" if free is not None else ""
-    yield ok(Area.REMOTES, f"{remote} is ours: {len(listing.receipts)} copies, {size} in all{room}")
+    yield ok(Area.REMOTES, f"{remote} is ours, with {size}; copies: {len(listing.receipts)}{room}")
     newest = system.catalog.newest(datetime.now(UTC))
     if free is not None and newest is not None and free < 2 * newest.size_bytes:
         text = f"{remote} has room for less than two more backups: {human_bytes(free)} are free"
         yield warn(Area.REMOTES, text, "make room there, or keep fewer copies: OFFSITE_DAILY_KEEP")
     if not remote.lock_days:
-        yield ok(Area.REMOTES, f"{remote} has no lock: who has its credentials can delete the copies there")
+        yield ok(Area.REMOTES, f"{remote} has no lock: a person with its credentials can delete the copies there")

@@ -23,10 +23,10 @@ def require_configured(remote: Remote) -> None:
         return
     config = _sections(remote)
     if section not in config:
-        where = remote.program.config or "RCLONE_CONFIG, which is not set"
+        has = f"{remote.program.config} has {', '.join(sorted(config)) or 'no remote'}"
         raise SettingsError(
             f"remote {remote} is not configured",
-            why=f"OFFSITE_REMOTES names {section}:, and {where} has {', '.join(sorted(config)) or 'no remote'}",
+            why=f"OFFSITE_REMOTES names {section}:, and {has if remote.program.config else 'RCLONE_CONFIG is not set'}",
             fix=f"rclone config create {section} …, or correct OFFSITE_REMOTES",
         )
     options = config[section]

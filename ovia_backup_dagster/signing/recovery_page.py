@@ -66,11 +66,11 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield ""
     yield "TO RESTORE ON AN EMPTY MACHINE"
     yield "Install ovia-backup, write the public key and the age identity to files, and"
-    yield "let the settings name them, as docs/restore-without-us.md says. Then:"
+    yield "let the settings name them, as docs/offsite.md says. Then:"
     yield "    ovia-backup list --offsite"
     yield "    ovia-backup fetch latest                    (prints the path of the archive)"
     yield "    ovia-backup restore PATH --new-host"
-    yield "How to restore with no program of ours: docs/restore-without-us.md, too."
+    yield "How to restore with no program of ours: docs/restore-without-us.md."
 
 
 def _age_lines(facts: PageFacts) -> Iterator[str]:

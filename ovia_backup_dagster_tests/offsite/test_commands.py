@@ -71,12 +71,23 @@ def test_a_remote_that_fails_does_not_stop_the_others(place: Place, tmp_path: Pa
     assert not (tmp_path / "first").exists()
 
 
-def test_copies_are_verified_and_pruned(place: Place) -> None:
-    place.chain()
+def test_copies_are_checked_kept_and_pruned(place: Place) -> None:
+    backup = str(place.chain())
     assert place.run("offsite", "init").code == 0
     assert place.run("offsite", "copy").code == 0
     checked = place.run("offsite", "verify")
     assert (checked.code, checked.output.count("was read back")) == (0, 2), checked.output
+    looked = place.run("offsite", "check", "second", "--json")
+    assert looked.code == 0, looked.output
+    said = {line["text"]: line["level"] for line in json.loads(looked.output)}
+    assert set(said.values()) == {"ok"}, said
+    assert any(text.startswith("second is ours, ") and "copies: 1;" in text for text in said), said
+    assert place.run("keep", backup, "--until", "2999-01-01").code == 0
+    held = [known.held_until for known in place.system.required_statement_log.chain().known.values()]
+    assert {each.year for each in held if each} == {2999}
+    assert len(held) == 2, "the backup, and its weekly name"
+    assert place.run("release", backup).code == 0
+    assert "is not on hold" in place.run("release", backup).refused()
     planned = place.run("offsite", "prune", "--dry-run", "second")
     assert (planned.code, "second: keep" in planned.output, "first" in planned.output) == (0, True, False)
     pruned = place.run("offsite", "prune")
