@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +21,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     CopyDamagedError,
     RemoteError,
+    RemoteForeignError,
     RemoteStalledError,
 )
 from ovia_backup_dagster.core.human_text import human_bytes
@@ -99,6 +102,29 @@ class RcloneCalls:
         ) as child:
             yield child
 
+    def _require_no_links(self, path: str) -> None:
+        """Refuse to write through a link in a folder: the file would appear elsewhere on this host.
+
+        Raises:
+            RemoteForeignError: there is one.
+        """
+        if self.address.section is not None:
+            return
+        steps = path.split("/")
+        for count in range(1, len(steps) + 1):
+            place = self.address.at("/".join(steps[:count]))
+            if os.path.islink(place):
+                raise RemoteForeignError(
+                    f"{place} is a symbolic link, and nothing is written to {self}",
+                    why="the copy would be written to another place of this host",
+                    fix=f"see who made it: ls -l {shell_word(place)}; then remove it",
+                )
+
+    @property
+    def _stats(self) -> tuple[str, ...]:
+        """The options that make rclone report its progress, so that one that moves is not taken for one that hangs."""
+        return ("--stats", f"{min(10.0, self.program.stall_seconds / 5):.3f}s", "--stats-log-level", "NOTICE")
+
     def _require_bucket(self, stderr: str) -> None:
         if "NoSuchBucket" in stderr or "bucket does not exist" in stderr.lower():
             raise self._error(f"cannot use remote {self}", stderr, 3)
@@ -138,7 +164,7 @@ class Remote(RcloneCalls):
         wanted = _HASHES if hashes else ()
         listed = ("lsjson", "--recursive", "--files-only", "--no-mimetype", "--no-modtime", *wanted)
         code, output, stderr = self.ask((*listed, self.address.at(path)))
-        if code in _NOT_FOUND:
+        if code in _NOT_FOUND and b'"Path"' not in output:
             self._require_bucket(stderr)
             return {}
         if code:
@@ -174,18 +200,23 @@ class Remote(RcloneCalls):
             RemoteError: it cannot be read.
         """
         command = ("cat", "--count", str(limit + 1), self.address.at(path))
-        code, output, stderr = self.ask(command)
+        moved = [0]
+        with self._run(command, path, moved) as child:
+            assert child.process.stdout is not None
+            # Of a folder with this name, rclone prints so much of each file.
+            output = _Counted(child.process.stdout, moved).read_all(limit + 1)
+            if len(output) > limit:
+                raise CopyDamagedError(
+                    f"{self._place(path)} is larger than {human_bytes(limit)}",
+                    why="it is not what was sent",
+                    fix=f"ovia-backup offsite verify {self.address.name}",
+                )
+            code = child.wait()
         if code in _NOT_FOUND:
-            self._require_bucket(stderr)
+            self._require_bucket(child.stderr)
             return None
         if code:
-            raise self._error(f"cannot read {self._place(path)}", stderr, code)
-        if len(output) > limit:
-            raise CopyDamagedError(
-                f"{self._place(path)} is larger than {human_bytes(limit)}",
-                why="it is not what was sent",
-                fix=f"ovia-backup offsite verify {self.address.name}",
-            )
+            raise self._error(f"cannot read {self._place(path)}", child.stderr, code)
         return output
 
     @contextlib.contextmanager
@@ -230,20 +261,30 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: the transfer failed.
         """
-        moved = [0]
+        self._require_no_links(path)
+        moved, whole = [0], False
         bandwidth = ("--bwlimit", self.program.bandwidth) if self.program.bandwidth else ()
-        stats = ("--stats", f"{min(10.0, self.program.stall_seconds / 5):.3f}s", "--stats-log-level", "NOTICE")
         locking = self._locking if lock else ()
-        command = ("rcat", "--size", str(size_bytes), *stats, *_MULTIPART, *locking, *bandwidth, self.address.at(path))
+        command = (
+            "rcat",
+            "--size",
+            str(size_bytes),
+            *self._stats,
+            *_MULTIPART,
+            *locking,
+            *bandwidth,
+            self.address.at(path),
+        )
         with self._run(command, path, moved, feed=True) as child:
             assert child.process.stdin is not None
             try:
                 yield _Counted(child.process.stdin, moved)  # type: ignore[misc]
                 child.process.stdin.close()
+                whole = True
             except BrokenPipeError:
                 # rclone has ended: its own words say why.
                 pass
-            if code := child.wait():
+            if (code := child.wait()) or not whole:
                 raise self._error(f"cannot write {self._place(path)}", child.stderr, code)
 
     def write(self, path: str, content: bytes, *, lock: bool = True) -> None:
@@ -263,6 +304,8 @@ class Remote(RcloneCalls):
         """
         if not names:
             return
+        for name in names:
+            self._require_no_links(f"{path}/{name}")
         command = ("copy", "--ignore-existing", "--no-traverse", "--files-from-raw", "-", *self._locking, *_MULTIPART)
         self._copy((*command, str(folder), self.address.at(path)), path, names)
 
@@ -276,7 +319,7 @@ class Remote(RcloneCalls):
         self._copy((*command, self.address.at(path), str(folder)), path, names)
 
     def _copy(self, command: Sequence[str], path: str, names: Sequence[str]) -> None:
-        with self._run(command, path, [0], feed=True) as child:
+        with self._run((*command, *self._stats), path, [0], feed=True) as child:
             assert child.process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 child.process.stdin.write("".join(f"{name}\n" for name in names).encode())
@@ -350,10 +393,10 @@ class _Counted:
         self._moved[0] += len(content)
         return content
 
-    def read_all(self) -> bytes:
-        """Everything up to the end."""
+    def read_all(self, limit: int = sys.maxsize) -> bytes:
+        """Everything up to the end, or some more than the limit."""
         found = bytearray()
-        while block := self._pipe.read1(_BLOCK):  # type: ignore[attr-defined]
+        while len(found) < limit and (block := self._pipe.read1(_BLOCK)):  # type: ignore[attr-defined]
             self._moved[0] += len(block)
             found += block
         return bytes(found)

@@ -12,6 +12,7 @@ import re
 from ovia_backup_dagster.core.errors import (
     BackupError,
     CopyDamagedError,
+    ProgramMissingError,
     RemoteAccessError,
     RemoteError,
     RemoteFullError,
@@ -25,6 +26,12 @@ _CHECK = "ovia-backup offsite check {remote}"
 #: Words of rclone, S3, SSH and the operating system -> our error. The first that is found wins.
 _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     (r"didn't find section in config file", SettingsError, "RCLONE_CONFIG has no such remote", _CHECK),
+    (
+        r"unknown (shorthand )?flag|unknown command",
+        ProgramMissingError,
+        "this rclone is too old",
+        "pip install 'ovia-backup-dagster[offsite]'",
+    ),
     (r"knownhosts:|host key", RemoteAccessError, "its host key is not the one in known_hosts_file", _CHECK),
     (
         r"RequestTimeTooSkewed|time.*too large",

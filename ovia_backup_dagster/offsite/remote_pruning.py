@@ -13,7 +13,6 @@ from datetime import datetime
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import RemoteError, RemoteLockedError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.offsite.copy_plan import complete_copies
 from ovia_backup_dagster.offsite.copying import exclusively
 from ovia_backup_dagster.offsite.layout import BACKUPS, Listing
 from ovia_backup_dagster.offsite.rclone import Remote
@@ -67,10 +66,10 @@ class RemotePruner:
         require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
-            remote_log.marker()
+            marker = remote_log.marker()
             listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
             remote_log.require_ours(listing)
-            decisions = plan_remote(complete_copies(listing, self.log.chain()), self.policy, now)
+            decisions = plan_remote(remote_log.copies(marker, listing).complete, self.policy, now)
             removed: list[str] = []
             locked: dict[str, str] = {}
             for decision in reversed(decisions):
@@ -98,7 +97,8 @@ class RemotePruner:
     def _remove(self, archive: str, listing: Listing) -> None:
         for path in reversed(listing.files_of(archive)):
             self.remote.delete(path)
-        if left := self.remote.listing(f"{BACKUPS}/{archive}"):
+        there = self.remote.listing(f"{BACKUPS}/{archive}")
+        if left := there.keys() & set(listing.files_of(archive)):
             raise RemoteError(
                 f"{len(left)} objects of {archive} are still on {self.remote} after their removal",
                 why="the store reported success, and lists them",
