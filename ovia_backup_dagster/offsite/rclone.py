@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,8 @@ from ovia_backup_dagster.postgres.watchdog import SessionProgress
 SMALL_BYTES = 1024 * 1024
 _NOT_FOUND = (3, 4)
 _BLOCK = 1 << 20
+#: What rclone adds to the name of an older version, before its suffix.
+_VERSION = re.compile(r"-v\d{4}-\d\d-\d\d-\d{6}-\d{3}(?=(\.[^.]*)?$)")
 #: A folder computes every hash that it is asked for; most stores have one.
 _HASHES = ("--hash", "--hash-type", "md5", "--hash-type", "sha256")
 _MULTIPART = ("--s3-upload-cutoff", "0", "--s3-upload-concurrency", "2", "--buffer-size", "0")
@@ -152,8 +155,12 @@ class Remote(RcloneCalls):
 
     # ------------------------------------------------------------------------------------------------------ reading
 
-    def listing(self, path: str = "", *, hashes: bool = False) -> dict[str, Stored]:
+    def listing(self, path: str = "", *, hashes: bool = False, locks: bool = False) -> dict[str, Stored]:
         """Every object below a path, completely or not at all.
+
+        Args:
+            hashes: ask for hashes; a store without them reads its objects.
+            locks: ask for locks, which takes a request for each object.
 
         Returns:
             Path below the remote -> object; empty if the folder does not exist.
@@ -161,7 +168,7 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: it cannot be listed whole.
         """
-        wanted = _HASHES if hashes else ()
+        wanted = (*(_HASHES if hashes else ()), *(("--metadata",) if locks else ()))
         listed = ("lsjson", "--recursive", "--files-only", "--no-mimetype", "--no-modtime", *wanted)
         code, output, stderr = self.ask((*listed, self.address.at(path)))
         if code in _NOT_FOUND and b'"Path"' not in output:
@@ -176,21 +183,6 @@ class Remote(RcloneCalls):
             raise RemoteError(f"cannot list {self._place(path)}", why=why, fix=self._try()) from None
         prefix = f"{path}/" if path else ""
         return {f"{prefix}{entry['Path']}": _stored(entry) for entry in entries}
-
-    def stored(self, path: str) -> Stored | None:
-        """One object, with its hashes and its lock; ``None`` if there is none.
-
-        Raises:
-            RemoteError: the remote cannot be asked.
-        """
-        code, output, stderr = self.ask(("lsjson", "--stat", *_HASHES, "--metadata", self.address.at(path)))
-        if code in _NOT_FOUND:
-            self._require_bucket(stderr)
-            return None
-        if code:
-            raise self._error(f"cannot look at {self._place(path)}", stderr, code)
-        entry = json.loads(output)
-        return None if entry.get("IsDir") else _stored(entry)
 
     def read(self, path: str, limit: int = SMALL_BYTES) -> bytes | None:
         """The content of a small object; ``None`` if there is none.
@@ -217,7 +209,8 @@ class Remote(RcloneCalls):
             return None
         if code:
             raise self._error(f"cannot read {self._place(path)}", child.stderr, code)
-        return output
+        # A store without folders, such as S3, has an empty folder of every name; no object of ours is empty.
+        return output or None
 
     @contextlib.contextmanager
     def reading(self, path: str) -> Iterator[IO[bytes]]:
@@ -339,23 +332,24 @@ class Remote(RcloneCalls):
         found = json.loads(output)
         return bool(found.get("Hashes")) and not found["Features"].get("SlowHash")
 
-    def delete_version(self, path: str) -> None:
-        """Delete the newest version of an object for good, on a store that keeps versions.
+    def delete_for_good(self, folder: str, names: Collection[str]) -> None:
+        """Delete objects of a folder with all their versions, on a store that keeps versions.
 
         Raises:
-            RemoteLockedError: the store refuses it for now.
-            RemoteError: it could not be deleted.
+            RemoteLockedError, RemoteAccessError: the store refuses it. The objects are hidden then.
+            RemoteError: they could not be deleted.
         """
-        code, output, stderr = self.ask(("lsf", "--s3-versions", self.address.at(path.rpartition("/")[0])))
-        stem = path.rpartition("/")[2]
-        versions = sorted(name for name in output.decode("utf-8", "replace").splitlines() if name.startswith(stem))
-        if code or not versions:
-            raise self._error(f"cannot list the versions of {self._place(path)}", stderr, code)
-        # A version's name ends with its time, and the newest has the plain name.
-        place = self.address.at(f"{path.rpartition('/')[0]}/{versions[-1]}")
-        code, _, stderr = self.ask(("deletefile", "--s3-versions", place))
-        if code:
-            raise self._error(f"cannot delete {place}", stderr, code)
+        for name in names:
+            self.delete(f"{folder}/{name}")  # this hides it, and all its versions have names with a time
+        code, output, stderr = self.ask(("lsf", "--s3-versions", self.address.at(folder)))
+        if code and code not in _NOT_FOUND:
+            raise self._error(f"cannot list the versions in {self._place(folder)}", stderr, code)
+        for version in output.decode("utf-8", "replace").splitlines():
+            if _VERSION.sub("", version) in names:
+                place = self.address.at(f"{folder}/{version}")
+                code, _, stderr = self.ask(("deletefile", "--s3-versions", place))
+                if code and code not in _NOT_FOUND:
+                    raise self._error(f"cannot delete {place}", stderr, code)
 
     def delete(self, path: str) -> None:
         """Delete one object; it is no error if it is gone.
@@ -370,7 +364,9 @@ class Remote(RcloneCalls):
 
     @property
     def _locking(self) -> tuple[str, ...]:
-        """The options that lock a new object. Other stores than S3 ignore them, without an error."""
+        """The options that lock a new object, by a request of its own: not every store locks a multipart upload by its
+        headers. Other stores than S3 ignore them, without an error.
+        """
         if not self.lock_days:
             return ()
         until = ("--s3-object-lock-retain-until-date", f"{self.lock_days}d")
@@ -403,10 +399,11 @@ class _Counted:
 
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
-    metadata = entry.get("Metadata") or {}
-    until = metadata.get("object-lock-retain-until-date")
+    until = None
+    with contextlib.suppress(ValueError):  # a store's user may name a value of this name as they like
+        until = datetime.fromisoformat((entry.get("Metadata") or {}).get("object-lock-retain-until-date", ""))
     return Stored(
         size_bytes=int(entry["Size"]),
         hashes=entry.get("Hashes") or {},
-        locked_until=datetime.fromisoformat(until) if until else None,
+        locked_until=until.astimezone(UTC) if until else None,
     )
