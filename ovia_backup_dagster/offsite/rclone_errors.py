@@ -41,6 +41,12 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     ),
     (r"NoSuchBucket|bucket does not exist", RemoteMissingError, "there is no such bucket", _CHECK),
     (
+        r"missing Object ?Lock ?Configuration|Object Lock is not (enabled|configured)",
+        RemoteError,
+        "its bucket has no object lock",
+        "make a bucket with object lock and use that; or OFFSITE_LOCK_DAYS=0",
+    ),
+    (
         r"ObjectLocked|object is locked|retention period|WORM protected|Access Denied because object protected",
         RemoteLockedError,
         "the store has locked it",

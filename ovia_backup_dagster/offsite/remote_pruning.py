@@ -76,9 +76,9 @@ class RemotePruner:
                 if decision.keep or dry_run:
                     continue
                 try:
-                    self._remove(decision.archive, listing)
+                    self._remove(decision.archive, listing, now)
                 except RemoteLockedError as error:
-                    locked[decision.archive] = self._until(decision.archive, listing) or error.account
+                    locked[decision.archive] = error.reason
                     log(f"{self.remote}: {decision.archive} stays, {locked[decision.archive]}")
                 else:
                     removed.append(decision.archive)
@@ -94,24 +94,38 @@ class RemotePruner:
             kept_bytes=sum(_size(listing, archive) for archive in kept),
         )
 
-    def _remove(self, archive: str, listing: Listing) -> None:
-        for path in reversed(listing.files_of(archive)):
-            self.remote.delete(path)
-        there = self.remote.listing(f"{BACKUPS}/{archive}")
-        if left := there.keys() & set(listing.files_of(archive)):
+    def _remove(self, archive: str, listing: Listing, now: datetime) -> None:
+        folder = f"{BACKUPS}/{archive}"
+        self._require_unlocked(archive, now)
+        paths = list(reversed(listing.files_of(archive)))
+        if self.remote.lock_days:
+            self.remote.delete_for_good(folder, [path.removeprefix(f"{folder}/") for path in paths])
+        else:
+            for path in paths:
+                self.remote.delete(path)
+        if left := self.remote.listing(folder).keys() & set(paths):
             raise RemoteError(
                 f"{len(left)} objects of {archive} are still on {self.remote} after their removal",
                 why="the store reported success, and lists them",
                 fix=f"ovia-backup offsite check {self.remote}",
             )
 
-    def _until(self, archive: str, listing: Listing) -> str:
-        """Until when the store locks a copy, in words; empty if it does not say."""
-        for path in listing.files_of(archive):
-            stored = self.remote.stored(path)
-            if stored is not None and stored.locked_until is not None:
-                return f"locked until {stored.locked_until:%Y-%m-%d %H:%M} UTC"
-        return ""
+    def _require_unlocked(self, archive: str, now: datetime) -> None:
+        """A store with versions lets a locked object be deleted: it is hidden, and nothing is gained.
+
+        Raises:
+            RemoteLockedError: a file of the copy is locked.
+        """
+        if self.remote.address.section is None:
+            return
+        stored = self.remote.listing(f"{BACKUPS}/{archive}", locks=True)
+        until = max((each.locked_until for each in stored.values() if each.locked_until), default=now)
+        if until > now:
+            raise RemoteLockedError(
+                f"the copy of {archive} on {self.remote} stays",
+                why=f"locked until {until:%Y-%m-%d %H:%M} UTC",
+                fix="wait for the end of the lock",
+            )
 
 
 def _size(listing: Listing, archive: str) -> int:

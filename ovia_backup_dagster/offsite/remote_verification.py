@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteError, RemoteLockedError
+from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteAccessError, RemoteError, RemoteLockedError
 from ovia_backup_dagster.core.files import read_small
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.offsite.copies import Copies
@@ -142,16 +143,16 @@ class RemoteVerifier:
         """Try to delete a locked object: a lock that only reads back proves nothing."""
         if not self.remote.lock_days:
             return
-        path = f"{CANARIES}/{now:%Y-%m-%d_%H%M%S}"
-        self.remote.write(path, f"{now.isoformat()}\n".encode())
+        name = f"{now:%Y-%m-%d_%H%M%S}"
         try:
-            self.remote.delete_version(path)
-        except RemoteLockedError:
-            return
+            self.remote.write(f"{CANARIES}/{name}", f"{now.isoformat()}\n".encode())
         except RemoteError as error:
             yield f"the lock of {self.remote} could not be tested: {error.account}"
             return
-        yield f"{self.remote} deleted an object that OFFSITE_LOCK_DAYS={self.remote.lock_days} should have locked"
+        # Some stores say only that access is denied.
+        with contextlib.suppress(RemoteLockedError, RemoteAccessError):
+            self.remote.delete_for_good(CANARIES, [name])
+            yield f"{self.remote} deleted an object that OFFSITE_LOCK_DAYS={self.remote.lock_days} should have locked"
 
 
 def vanished(remote: Remote, expected: Iterable[str], there: Collection[str]) -> list[str]:
