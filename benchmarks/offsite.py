@@ -29,9 +29,10 @@ from ovia_backup_dagster.core.remote_address import RemoteAddress
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.offsite.copying import Copier
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.layout import BACKUPS, ENCRYPTED, SIGNATURE, STATEMENTS
+from ovia_backup_dagster.offsite.layout import SIGNATURE, STATEMENTS, file_path, receipt_path
 from ovia_backup_dagster.offsite.rclone import Remote
 from ovia_backup_dagster.offsite.rclone_program import Program
+from ovia_backup_dagster.offsite.receipt import CopiedFile, Receipt
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.transfer import PlainFile, fetch, send
 from ovia_backup_dagster.retention.policy import Policy
@@ -91,21 +92,21 @@ def _nothing_to_send(folder: Path, remote: Remote) -> tuple[list[float], int]:
     catalog.prepare()
     there, began = folder / "s3" / _BUCKET / "idle", datetime.now(UTC) - timedelta(days=_COPIES)
     idle = replace(remote, address=RemoteAddress("idle", f"s3:{_BUCKET}/idle"))
-    RemoteLog(idle, log).initialize(datetime.now(UTC))
+    marker = RemoteLog(idle, log).initialize(datetime.now(UTC))
     for number in range(_STATEMENTS):
-        name = BackupName(
-            _DATABASE, Tier.DAILY, (began + timedelta(days=number % _COPIES)).replace(microsecond=0)
-        ).filename
+        at = (began + timedelta(days=number % _COPIES)).replace(microsecond=0)
+        name = BackupName(_DATABASE, Tier.DAILY, at).filename
         log.published(name, number, hashlib.sha256(name.encode()).hexdigest(), {".json": name.encode()})
     shutil.copytree(log.path, there / STATEMENTS, ignore=shutil.ignore_patterns(".*"))
     for archive, known in log.chain().known.items():
-        target_folder = there / BACKUPS / archive
-        target_folder.mkdir(parents=True)
-        for name in (ENCRYPTED, f".json{ENCRYPTED}", f".globals.sql{ENCRYPTED}", f".verified.json.0{ENCRYPTED}"):
-            (target_folder / f"{archive}{name}").write_bytes(b"x")
-        receipt = target_folder / f"receipt-{known.sequence:08}.json"
-        for path in (receipt, receipt.with_name(receipt.name + SIGNATURE)):
-            path.write_bytes(b"x")
+        paths = {suffix: file_path(archive, suffix, file.sha256) for suffix, file in known.files.items()}
+        files = {suffix: CopiedFile(path=path, size_bytes=1, sha256="0", md5="0") for suffix, path in paths.items()}
+        receipt = Receipt(remote=marker.id, backup=archive, sequence=known.sequence, at=datetime.now(UTC), files=files)
+        content, path = receipt.to_json().encode(), receipt_path(archive, known.sequence)
+        objects = {path: content, path + SIGNATURE: log.sign(content), **dict.fromkeys(paths.values(), b"x")}
+        for name, each in objects.items():
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            (there / name).write_bytes(each)
 
     def copy() -> float:
         statement_log._read.clear()

@@ -385,7 +385,7 @@ def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Ans
 
 _OF_THE_VOLUME = (
     *(Question.VOLUME, Question.FRESH, Question.UNDAMAGED, Question.VERIFIED),
-    *(Question.PROVEN, Question.RESTORES),
+    *(Question.PROVEN, Question.RESTORES, Question.COPIES),
 )
 
 

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +19,16 @@ from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BackupError, CopyDamagedError, LockHeldError
 from ovia_backup_dagster.core.files import as_volume_error
 from ovia_backup_dagster.core.human_text import human_bytes, seconds
-from ovia_backup_dagster.offsite.copy_plan import complete_copies, missing_copies
+from ovia_backup_dagster.offsite.copies import Copies
+from ovia_backup_dagster.offsite.copy_plan import missing_copies
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.layout import SIGNATURE, Listing, file_path, receipt_path
+from ovia_backup_dagster.offsite.layout import BACKUPS, SIGNATURE, Listing, file_path, receipt_path
 from ovia_backup_dagster.offsite.rclone import Remote, Stored
-from ovia_backup_dagster.offsite.receipt import CopiedFile, Marker, Receipt
+from ovia_backup_dagster.offsite.receipt import CopiedFile, Receipt
 from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.transfer import PlainFile, send
 from ovia_backup_dagster.retention.policy import Policy
-from ovia_backup_dagster.signing.chain import Known
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
 Log = Callable[[str], None]
@@ -90,21 +90,24 @@ class Copier:
             listing = self.listing()
             remote_log.require_ours(listing)
             remote_log.continue_there(listing)
-            chain = self.log.chain()
+            copies = remote_log.copies(marker, listing)
             verified = {str(backup): backup for backup in self._verified(now)}
             names = [backup.name for backup in verified.values()]
             sent, sent_bytes, failed = [], 0, dict[str, BackupError]()
-            for archive in missing_copies(names, listing, chain, self.policy, now):
+            missing = missing_copies(names, copies, self.policy, now)
+            # A store without hashes would read everything back, in silence; there rclone compares what it wrote.
+            hashes = bool(missing) and self.remote.has_cheap_hashes()
+            for archive in missing:
                 try:
-                    sent_bytes += self._send(verified[archive], chain.known[archive], listing, marker, now, log)
+                    sent_bytes += self._send(verified[archive], copies, now, log, hashes=hashes)
                 except CopyDamagedError as error:
                     # A file that rotted here must not keep older ones from leaving.
                     failed[archive] = error
                     log(str(error))
                 else:
                     sent.append(archive)
-        before = {name.filename for name, _ in complete_copies(listing, chain)}
-        size = sum(listing.sizes[path] for archive in before for path in listing.files_of(archive))
+        before = {name.filename for name, _ in copies.complete}
+        size = sum(map(copies.size_of, before))
         return Copied(
             sent=tuple(sent),
             before=tuple(sorted(before)),
@@ -128,33 +131,35 @@ class Copier:
             if backup.is_vouched and backup.state(now).is_verified:
                 yield backup
 
-    def _send(self, backup: Backup, known: Known, listing: Listing, marker: Marker, now: datetime, log: Log) -> int:
-        """Send a backup's files, and its receipt; returns the bytes of the ciphertexts."""
+    def _send(self, backup: Backup, copies: Copies, now: datetime, log: Log, *, hashes: bool) -> int:
+        """Send a backup's files, and its receipt, which names all that are there; return the bytes that were sent."""
         archive, began = str(backup), time.monotonic()
-        # A receipt says that everything before it is whole; without one, a file may be cut off.
-        whole = archive in listing.receipts
+        known, there = copies.chain.known[archive], copies.there(archive)
         files: dict[str, CopiedFile] = {}
+        sent: list[CopiedFile] = []
         with self.catalog.reading(backup):
             for suffix, stated in known.files.items():
                 path = file_path(archive, suffix, stated.sha256)
-                if whole and path in listing.sizes:
+                if path in there:
+                    files[suffix] = there[path]
                     continue
                 source = PlainFile(backup.sidecar(suffix), stated.size_bytes, stated.sha256)
                 files[suffix] = send(source, self.age, self.remote, path, log=log)
-        self._require_arrived(archive, files)
-        receipt = Receipt(remote=marker.id, backup=archive, sequence=known.sequence, at=now, files=files)
+                sent.append(files[suffix])
+        self._require_arrived(archive, sent, hashes=hashes)
+        receipt = Receipt(remote=copies.marker.id, backup=archive, sequence=known.sequence, at=now, files=files)
         content = receipt.to_json().encode()
         path = receipt_path(archive, known.sequence)
         self.remote.write(path + SIGNATURE, self.log.sign(content))
         self.remote.write(path, content)
-        size = sum(file.size_bytes for file in files.values())
+        size = sum(file.size_bytes for file in sent)
         log(f"{self.remote}: sent {archive}, {human_bytes(size)} in {seconds(time.monotonic() - began)}")
         return size
 
-    def _require_arrived(self, archive: str, files: dict[str, CopiedFile]) -> None:
+    def _require_arrived(self, archive: str, files: Iterable[CopiedFile], *, hashes: bool) -> None:
         """Compare what arrived with what was sent: its size, and its hash where the store has one."""
-        there = self.remote.listing(f"backups/{archive}", hashes=True)
-        for file in files.values():
+        there = self.remote.listing(f"{BACKUPS}/{archive}", hashes=hashes)
+        for file in files:
             if wrong := difference(file, there.get(file.path)):
                 raise CopyDamagedError(
                     f"{file.path} did not arrive on {self.remote} as it was sent",

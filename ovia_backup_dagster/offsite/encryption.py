@@ -12,13 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import BackupError, CopyDamagedError, ProgramMissingError, SettingsError
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    CopyDamagedError,
+    DiskFullError,
+    ProgramMissingError,
+    SettingsError,
+)
 from ovia_backup_dagster.core.shell import shell_word
-from ovia_backup_dagster.postgres.programs import capture
+from ovia_backup_dagster.postgres.programs import capture, minimal_environment
 from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch
 
 _CHUNK, _TAG = 64 * 1024, 16
 _INSTALL = "apt-get install age"
+_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,15 @@ class Age:
         Raises:
             ProgramMissingError: age is missing, or does not work.
         """
-        done = subprocess.run(self.encrypting(), input=content, capture_output=True, check=False, timeout=60)
+        command, variables = self.encrypting(), minimal_environment({})
+        try:
+            done = subprocess.run(
+                command, input=content, env=variables, capture_output=True, check=False, timeout=_SECONDS
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise self.failed(str(error), -1) from None
         if done.returncode:
-            raise self.failed(done.stderr.decode("utf-8", "replace"))
+            raise self.failed(done.stderr.decode("utf-8", "replace"), done.returncode)
         return done.stdout
 
     def encrypted_size(self, size_bytes: int) -> int:
@@ -91,7 +104,7 @@ class Age:
         code, _, stderr = capture(command, watch=Watch(600, _hangs))
         if code:
             target.unlink(missing_ok=True)
-            raise self.not_decrypted(source.name, stderr)
+            raise self.not_decrypted(source.name, stderr, code)
 
     def decrypting(self) -> tuple[str, ...]:
         """The command that decrypts.
@@ -108,14 +121,18 @@ class Age:
             )
         return (self.path, "--decrypt", "--identity", str(self.identity))
 
-    def not_decrypted(self, name: str, stderr: str) -> BackupError:
+    def not_decrypted(self, name: str, stderr: str, code: int) -> BackupError:
         """The error of a run that did not decrypt."""
         said = _words(stderr)
+        if code < 0:
+            return self.failed(stderr, code)
+        if "no space left" in stderr:
+            return DiskFullError(f"{name} cannot be decrypted", why="the disk is full", said=said, fix="df -h")
         if "no identity matched" in stderr:
             return SettingsError(
                 f"OFFSITE_IDENTITY_FILE={self.identity} does not open the copy",
-                why="it was encrypted to another key",
-                fix="use the identity of the recipient that OFFSITE_RECIPIENTS named then: recovery-page.txt has it",
+                why="it was encrypted to another key, or exchanged",
+                fix="use the identity of that time; or another remote: ovia-backup fetch BACKUP --from NAME",
             )
         if re.search(r"identity|failed to open", stderr) and "no such file" in stderr:
             fix = f"ls -l {shell_word(str(self.identity))}"
@@ -130,9 +147,10 @@ class Age:
             fix="fetch it from another remote: ovia-backup fetch BACKUP --from NAME",
         )
 
-    def failed(self, stderr: str) -> BackupError:
-        """The error of a run that did not encrypt."""
-        return ProgramMissingError("age cannot encrypt", said=_words(stderr), fix=f"age --version; {_INSTALL}")
+    def failed(self, stderr: str, code: int) -> BackupError:
+        """The error of a program that does not work."""
+        said = _words(stderr) or (f"it was ended by signal {-code}" if code < 0 else f"exit code {code}")
+        return ProgramMissingError("age does not work", said=said, fix=f"age --version; {_INSTALL}")
 
 
 def _words(stderr: str) -> str:

@@ -9,13 +9,10 @@ decrypted to disk and compared by SHA-256, before any client program sees it.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from ovia_backup_dagster.core.errors import (
     BackupNotFoundError,
@@ -27,56 +24,35 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.files import as_volume_error, file_sha256, is_file
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.naming import SUFFIX, BackupName
-from ovia_backup_dagster.core.sidecars import MANIFEST
-from ovia_backup_dagster.offsite.copy_plan import complete_copies
+from ovia_backup_dagster.offsite.copies import GOOD, Copies
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.layout import MARKER, SIGNATURE, STATEMENTS, Listing, file_path, receipt_path
-from ovia_backup_dagster.offsite.rclone import SMALL_BYTES, Remote
-from ovia_backup_dagster.offsite.receipt import Marker, Receipt
+from ovia_backup_dagster.offsite.layout import MARKER, SIGNATURE, Listing, file_path, statement_path
+from ovia_backup_dagster.offsite.rclone import Remote
 from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
+from ovia_backup_dagster.offsite.small_objects import MOST_BYTES, read_objects
 from ovia_backup_dagster.offsite.transfer import fetch
-from ovia_backup_dagster.signing.chain import Chain, Known
+from ovia_backup_dagster.signing.chain import Known
 from ovia_backup_dagster.signing.log_replica import extend
-from ovia_backup_dagster.signing.sshsig import SignatureError
-from ovia_backup_dagster.signing.statement import ARCHIVE, Standing
+from ovia_backup_dagster.signing.statement import ARCHIVE
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """What a remote offers, after the checks that concern all of it.
-
-    Attributes:
-        marker: whose remote it is.
-        listing: its objects.
-        chain: the signed log; at least what this machine has seen.
-    """
-
-    marker: Marker
-    listing: Listing
-    chain: Chain
-
-    @property
-    def complete(self) -> list[tuple[BackupName, Known]]:
-        """The whole copies that a statement vouches for, newest first."""
-        found = complete_copies(self.listing, self.chain)
-        return sorted(found, key=lambda each: (each[0].started_at, each[0].filename), reverse=True)
-
-    def size_of(self, archive: str) -> int:
-        """The bytes that a copy has on the remote."""
-        return sum(self.listing.sizes[path] for path in self.listing.files_of(archive))
+_LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A copy that can be fetched, with what is stated about it."""
+    """A copy that can be fetched, with what is stated about it.
+
+    Attributes:
+        newer: verified backups that are newer than ``latest``, and have no complete copy: not sent yet, or deleted.
+    """
 
     copies: Copies
     name: BackupName
     known: Known
+    newer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +104,7 @@ class Fetcher:
                 fix="compare its head with the one that you noted, and with other remotes; then: --allow-expired",
             )
         # The log comes first: the marker may be signed by a key that it replaced since.
-        return Copies(remote_log.marker(), listing, chain)
+        return remote_log.copies(remote_log.marker(), listing)
 
     def find(self, wanted: str, now: datetime, *, allow_expired: bool = False) -> Offer:
         """The copy that ``wanted`` means: an archive's name, or ``latest``, the newest that is not known to be bad.
@@ -138,7 +114,9 @@ class Fetcher:
             BackupError: as :meth:`copies`.
         """
         copies = self.copies(now, allow_expired=allow_expired)
-        return Offer(copies, *self._chosen(copies, wanted))
+        name, known = self._chosen(copies, wanted)
+        newer = [archive for archive in _without_copy(copies) if _started(archive) > name.started_at]
+        return Offer(copies, name, known, tuple(newer) if wanted == _LATEST else ())
 
     def fetch(self, offer: Offer, folder: Path, log: Log) -> Path:
         """Write a backup's files into a folder, and return the archive's path.
@@ -148,21 +126,20 @@ class Fetcher:
             RemoteError, SettingsError, ProgramMissingError, VolumeError: it cannot be read, decrypted or written.
         """
         copies, archive, known = offer.copies, offer.name.filename, offer.known
-        receipts_of(self.remote, RemoteLog(self.remote, self.log), copies.marker, copies.listing, archive)
+        for name in offer.newer:
+            log(
+                f"{name} is newer, and has no complete copy on {self.remote}: it was not sent yet, or was deleted there"
+            )
+        sent, there = copies.sent(archive), copies.there(archive)
         with as_volume_error(f"cannot use the folder {folder}"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         suffixes = sorted(known.files, key=lambda suffix: (suffix == ARCHIVE, suffix))
         for suffix in suffixes:
             stated, target = known.files[suffix], folder / f"{archive}{suffix}"
             path = file_path(archive, suffix, stated.sha256)
-            if path not in copies.listing.sizes:
-                if suffix in (ARCHIVE, MANIFEST.suffix):
-                    raise CopyDamagedError(
-                        f"{path} is not on {self.remote}",
-                        why="the receipt says that it was there: it was deleted since",
-                        fix=f"ovia-backup fetch {archive} --from another remote, or --as-of TIME",
-                    )
-                log(f"{archive}{suffix} was written after the last copy to {self.remote}, and is left out")
+            if path not in there:
+                why = "was deleted or cut off on" if path in sent else "was written after the last copy to"
+                log(f"{archive}{suffix} {why} {self.remote}, and is left out")
                 continue
             if is_file(target) and _is(target, stated.size_bytes, stated.sha256):
                 continue
@@ -174,12 +151,19 @@ class Fetcher:
 
     def _chosen(self, copies: Copies, wanted: str) -> tuple[BackupName, Known]:
         complete = copies.complete
-        if wanted == "latest":
-            good = [each for each in complete if each[1].standing in (Standing.VERIFIED, Standing.PROVEN)]
+        if wanted == _LATEST:
+            found = [each for each in complete if each[1].standing in GOOD]
         else:
-            good = [each for each in complete if wanted in (each[0].filename, each[0].filename.removesuffix(SUFFIX))]
-        if good:
-            return good[0]
+            found = [each for each in complete if wanted in (each[0].filename, each[0].filename.removesuffix(SUFFIX))]
+        if found:
+            return found[0]
+        name = wanted if wanted.endswith(SUFFIX) else f"{wanted}{SUFFIX}"
+        if name in copies.chain.known and name in copies.listing.receipts:
+            raise CopyDamagedError(
+                f"the copy of {name} on {self.remote} does not count",
+                why=_why_incomplete(copies, name),
+                fix=f"another remote: ovia-backup fetch {name} --from NAME; or an earlier state: --as-of TIME",
+            )
         newest = f"the newest is {complete[0][0].filename}" if complete else "it has no complete copy"
         raise BackupNotFoundError(
             f"no copy called {wanted!r} of database {copies.chain.database} on remote {self.remote}",
@@ -189,61 +173,50 @@ class Fetcher:
 
     def _continue_log(self, seen: int, listing: Listing) -> None:
         """Add the remote's statements to this machine's log, after checking them."""
-        last = listing.statement
-        statements = {path: size for path, size in listing.sizes.items() if path.startswith(f"{STATEMENTS}/")}
-        if large := [path for path, size in statements.items() if size > SMALL_BYTES]:
-            raise StatementLogError(
-                f"{large[0]} on remote {self.remote} is larger than {human_bytes(SMALL_BYTES)}",
-                why="no statement is",
-                fix="use another remote; or an earlier state of this one: --as-of TIME",
-            )
-        with tempfile.TemporaryDirectory(prefix="ovia-log-") as text:
-            folder = Path(text)
-            names = [f"{sequence:08}.json" for sequence in range(seen + 1, last + 1)]
-            self.remote.get(STATEMENTS, [*names, *(f"{name}{SIGNATURE}" for name in names)], folder)
-            contents: list[bytes] = []
-            signatures: dict[int, bytes] = {}
-            for sequence, name in enumerate(names, seen + 1):
-                if not ((folder / name).is_file() and (folder / f"{name}{SIGNATURE}").is_file()):
-                    raise StatementLogError(
-                        f"statement {sequence} is missing on remote {self.remote}",
-                        why=f"it or its signature was deleted, and statement {last} is there",
-                        fix="use another remote; or an earlier state of this one: --as-of TIME",
+        sequences, paths = range(seen + 1, listing.statement + 1), list[str]()
+        # One that is missing ends the loop: the last number may be anything.
+        for path in map(statement_path, sequences):
+            for each in (path, path + SIGNATURE):
+                if listing.sizes.get(each, MOST_BYTES + 1) > MOST_BYTES:
+                    large = each in listing.sizes
+                    raise self._broken(
+                        each, f"it is larger than {human_bytes(MOST_BYTES)}" if large else "it is missing"
                     )
-                contents.append((folder / name).read_bytes())
-                signatures[sequence] = (folder / f"{name}{SIGNATURE}").read_bytes()
-            extend(self.log, contents, signatures)
+                paths.append(each)
+        contents = read_objects(self.remote, listing, paths)
+        for path in paths:
+            if path not in contents:
+                raise self._broken(path, "it was listed, and is gone")
+        statements = {sequence: contents[statement_path(sequence)] for sequence in sequences}
+        signatures = {sequence: contents[statement_path(sequence) + SIGNATURE] for sequence in sequences}
+        extend(self.log, statements, signatures)
+
+    def _broken(self, path: str, why: str) -> StatementLogError:
+        fix = "use another remote; or an earlier state of this one: --as-of TIME"
+        return StatementLogError(f"{path} on remote {self.remote} cannot be used", why=why, fix=fix)
 
 
-def receipts_of(remote: Remote, remote_log: RemoteLog, marker: Marker, listing: Listing, archive: str) -> list[Receipt]:
-    """The receipts of a copy, checked, oldest first.
+def _without_copy(copies: Copies) -> list[str]:
+    """The archives that are verified by the log, and have no complete copy, newest first."""
+    complete = {name.filename for name, _ in copies.complete}
+    good = (name for name, known in copies.chain.known.items() if known.standing in GOOD and name not in complete)
+    return sorted((name for name in good if BackupName.parse(name)), key=_started, reverse=True)
 
-    Raises:
-        CopyDamagedError: one does not count.
-        RemoteError: one cannot be read.
-    """
-    found = []
-    for sequence in listing.receipts[archive]:
-        path = receipt_path(archive, sequence)
-        content, signature = remote.read(path), remote.read(path + SIGNATURE)
-        why = "it was listed, and is gone"
-        if content is not None and signature is not None:
-            try:
-                remote_log.verify(content, signature)
-                receipt = Receipt.model_validate_json(content)
-            except (SignatureError, ValidationError) as error:
-                why = str(error).splitlines()[0]
-            else:
-                if (receipt.remote, receipt.backup, receipt.sequence) == (marker.id, archive, sequence):
-                    found.append(receipt)
-                    continue
-                why = f"it is of {receipt.backup} on remote {receipt.remote}, and this is remote {marker.id}"
-        raise CopyDamagedError(
-            f"the receipt {path} on {remote} does not count",
-            why=why,
-            fix=f"ovia-backup offsite verify {remote}; then another remote: ovia-backup fetch {archive} --from NAME",
-        )
-    return found
+
+def _started(archive: str) -> datetime:
+    name = BackupName.parse(archive)
+    assert name is not None
+    return name.started_at
+
+
+def _why_incomplete(copies: Copies, archive: str) -> str:
+    """Why a copy that has receipts is not complete."""
+    refused = [f"{path}: {why}" for path, why in copies.refused.items() if f"/{archive}/" in path]
+    if archive not in copies.receipts:
+        return refused[-1] if refused else "it has no receipt that counts"
+    there = copies.there(archive)
+    gone = [path for path in copies.sent(archive) if path not in there]
+    return f"{gone[0]} was deleted or cut off there" if gone else "its receipts do not name its archive"
 
 
 def _is(path: Path, size_bytes: int, sha256: str) -> bool:

@@ -29,10 +29,12 @@ BACKUPS = "backups"
 ENCRYPTED = ".age"
 #: How much of a sidecar's SHA-256 its name has, in hex digits.
 _VERSION_DIGITS = 16
-_STATEMENT = re.compile(rf"{STATEMENTS}/(\d{{8,}})\.json(\.sig)?")
-_RECEIPT = re.compile(r"receipt-(\d{8,})\.json(\.sig)?")
+#: A statement's number, from 1, as it is written: one spelling each, of at most 12 digits.
+_NUMBER = r"(?!0{8}\.)([0-9]{8}|[1-9][0-9]{8,11})"
+_STATEMENT = re.compile(rf"{STATEMENTS}/{_NUMBER}\.json(\.sig)?")
+_RECEIPT = re.compile(rf"receipt-{_NUMBER}\.json(\.sig)?")
 #: Suffixes of the files that never change once the dump is made, the archive's being empty.
-_IMMUTABLE = ("", *(kind.suffix for kind in SIDECAR_KINDS if kind.made_with_dump))
+IMMUTABLE = ("", *(kind.suffix for kind in SIDECAR_KINDS if kind.made_with_dump))
 
 
 def statement_path(sequence: int) -> str:
@@ -52,7 +54,7 @@ def file_path(archive: str, suffix: str, sha256: str) -> str:
         suffix: the sidecar's; empty for the archive.
         sha256: of the file before encryption, which distinguishes versions of a sidecar.
     """
-    version = "" if suffix in _IMMUTABLE else f".{sha256[:_VERSION_DIGITS]}"
+    version = "" if suffix in IMMUTABLE else f".{sha256[:_VERSION_DIGITS]}"
     return f"{BACKUPS}/{archive}/{archive}{suffix}{version}{ENCRYPTED}"
 
 
@@ -63,7 +65,7 @@ class Listing:
     Attributes:
         sizes: path below the remote -> bytes.
         statement: the highest number such that this statement and its signature are there; 0 for an empty log.
-        receipts: archive -> the numbers of its receipts that have a signature, the newest last.
+        receipts: archive -> the numbers of its receipts that have a signature, the newest last. Not checked yet.
         strangers: paths that are not of this layout.
     """
 
@@ -87,7 +89,7 @@ class Listing:
             if folder == BACKUPS and BackupName.parse(archive):
                 if match := _RECEIPT.fullmatch(filename):
                     receipts.setdefault(archive, {}).setdefault(int(match[1]), set()).add(match[2] or "")
-                elif not (filename.startswith(archive) and filename.endswith(ENCRYPTED) and "/" not in filename):
+                elif not _is_file(archive, filename):
                     strangers.append(path)
             elif path not in (MARKER, MARKER + SIGNATURE) and folder != CANARIES:
                 strangers.append(path)
@@ -102,14 +104,10 @@ class Listing:
         """The paths of everything that belongs to a backup, the receipts last: the order in which they are removed is
         the reverse.
         """
-        found = [path for path in self.sizes if path.startswith(f"{BACKUPS}/{archive}/")]
-        return sorted(found, key=lambda path: (_RECEIPT.fullmatch(path.rpartition("/")[2]) is not None, path))
-
-    @property
-    def archives(self) -> list[str]:
-        """The archives of which anything is there, oldest name first."""
-        folders = {path.split("/")[1] for path in self.sizes if path.startswith(f"{BACKUPS}/") and path.count("/") > 1}
-        return sorted(folders)
+        prefix = f"{BACKUPS}/{archive}/"
+        names = [path.removeprefix(prefix) for path in self.sizes if path.startswith(prefix)]
+        receipts = sorted(name for name in names if _RECEIPT.fullmatch(name))
+        return [f"{prefix}{name}" for name in (*sorted(name for name in names if _is_file(archive, name)), *receipts)]
 
 
 #: Objects that a weekly verification tries to delete while they are locked.
@@ -119,3 +117,8 @@ CANARIES = "canary"
 def _complete(parts: Mapping[int, Iterable[str]]) -> Iterator[int]:
     """The numbers of which both the file and its signature are there."""
     return (number for number, found in parts.items() if set(found) == {"", SIGNATURE})
+
+
+def _is_file(archive: str, filename: str) -> bool:
+    """Whether this is a name of one of a backup's files, encrypted."""
+    return filename.startswith(archive) and filename.endswith(ENCRYPTED) and "/" not in filename

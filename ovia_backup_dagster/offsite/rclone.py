@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,7 @@ from ovia_backup_dagster.core.errors import (
     BackupError,
     CopyDamagedError,
     RemoteError,
+    RemoteForeignError,
     RemoteStalledError,
 )
 from ovia_backup_dagster.core.human_text import human_bytes
@@ -33,6 +37,8 @@ from ovia_backup_dagster.postgres.watchdog import SessionProgress
 SMALL_BYTES = 1024 * 1024
 _NOT_FOUND = (3, 4)
 _BLOCK = 1 << 20
+#: What rclone adds to the name of an older version, before its suffix.
+_VERSION = re.compile(r"-v\d{4}-\d\d-\d\d-\d{6}-\d{3}(?=(\.[^.]*)?$)")
 #: A folder computes every hash that it is asked for; most stores have one.
 _HASHES = ("--hash", "--hash-type", "md5", "--hash-type", "sha256")
 _MULTIPART = ("--s3-upload-cutoff", "0", "--s3-upload-concurrency", "2", "--buffer-size", "0")
@@ -99,6 +105,29 @@ class RcloneCalls:
         ) as child:
             yield child
 
+    def _require_no_links(self, path: str) -> None:
+        """Refuse to write through a link in a folder: the file would appear elsewhere on this host.
+
+        Raises:
+            RemoteForeignError: there is one.
+        """
+        if self.address.section is not None:
+            return
+        steps = path.split("/")
+        for count in range(1, len(steps) + 1):
+            place = self.address.at("/".join(steps[:count]))
+            if os.path.islink(place):
+                raise RemoteForeignError(
+                    f"{place} is a symbolic link, and nothing is written to {self}",
+                    why="the copy would be written to another place of this host",
+                    fix=f"see who made it: ls -l {shell_word(place)}; then remove it",
+                )
+
+    @property
+    def _stats(self) -> tuple[str, ...]:
+        """The options that make rclone report its progress, so that one that moves is not taken for one that hangs."""
+        return ("--stats", f"{min(10.0, self.program.stall_seconds / 5):.3f}s", "--stats-log-level", "NOTICE")
+
     def _require_bucket(self, stderr: str) -> None:
         if "NoSuchBucket" in stderr or "bucket does not exist" in stderr.lower():
             raise self._error(f"cannot use remote {self}", stderr, 3)
@@ -126,8 +155,12 @@ class Remote(RcloneCalls):
 
     # ------------------------------------------------------------------------------------------------------ reading
 
-    def listing(self, path: str = "", *, hashes: bool = False) -> dict[str, Stored]:
+    def listing(self, path: str = "", *, hashes: bool = False, locks: bool = False) -> dict[str, Stored]:
         """Every object below a path, completely or not at all.
+
+        Args:
+            hashes: ask for hashes; a store without them reads its objects.
+            locks: ask for locks, which takes a request for each object.
 
         Returns:
             Path below the remote -> object; empty if the folder does not exist.
@@ -135,10 +168,10 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: it cannot be listed whole.
         """
-        wanted = _HASHES if hashes else ()
+        wanted = (*(_HASHES if hashes else ()), *(("--metadata",) if locks else ()))
         listed = ("lsjson", "--recursive", "--files-only", "--no-mimetype", "--no-modtime", *wanted)
         code, output, stderr = self.ask((*listed, self.address.at(path)))
-        if code in _NOT_FOUND:
+        if code in _NOT_FOUND and b'"Path"' not in output:
             self._require_bucket(stderr)
             return {}
         if code:
@@ -151,21 +184,6 @@ class Remote(RcloneCalls):
         prefix = f"{path}/" if path else ""
         return {f"{prefix}{entry['Path']}": _stored(entry) for entry in entries}
 
-    def stored(self, path: str) -> Stored | None:
-        """One object, with its hashes and its lock; ``None`` if there is none.
-
-        Raises:
-            RemoteError: the remote cannot be asked.
-        """
-        code, output, stderr = self.ask(("lsjson", "--stat", *_HASHES, "--metadata", self.address.at(path)))
-        if code in _NOT_FOUND:
-            self._require_bucket(stderr)
-            return None
-        if code:
-            raise self._error(f"cannot look at {self._place(path)}", stderr, code)
-        entry = json.loads(output)
-        return None if entry.get("IsDir") else _stored(entry)
-
     def read(self, path: str, limit: int = SMALL_BYTES) -> bytes | None:
         """The content of a small object; ``None`` if there is none.
 
@@ -174,19 +192,25 @@ class Remote(RcloneCalls):
             RemoteError: it cannot be read.
         """
         command = ("cat", "--count", str(limit + 1), self.address.at(path))
-        code, output, stderr = self.ask(command)
+        moved = [0]
+        with self._run(command, path, moved) as child:
+            assert child.process.stdout is not None
+            # Of a folder with this name, rclone prints so much of each file.
+            output = _Counted(child.process.stdout, moved).read_all(limit + 1)
+            if len(output) > limit:
+                raise CopyDamagedError(
+                    f"{self._place(path)} is larger than {human_bytes(limit)}",
+                    why="it is not what was sent",
+                    fix=f"ovia-backup offsite verify {self.address.name}",
+                )
+            code = child.wait()
         if code in _NOT_FOUND:
-            self._require_bucket(stderr)
+            self._require_bucket(child.stderr)
             return None
         if code:
-            raise self._error(f"cannot read {self._place(path)}", stderr, code)
-        if len(output) > limit:
-            raise CopyDamagedError(
-                f"{self._place(path)} is larger than {human_bytes(limit)}",
-                why="it is not what was sent",
-                fix=f"ovia-backup offsite verify {self.address.name}",
-            )
-        return output
+            raise self._error(f"cannot read {self._place(path)}", child.stderr, code)
+        # A store without folders, such as S3, has an empty folder of every name; no object of ours is empty.
+        return output or None
 
     @contextlib.contextmanager
     def reading(self, path: str) -> Iterator[IO[bytes]]:
@@ -230,20 +254,30 @@ class Remote(RcloneCalls):
         Raises:
             RemoteError: the transfer failed.
         """
-        moved = [0]
+        self._require_no_links(path)
+        moved, whole = [0], False
         bandwidth = ("--bwlimit", self.program.bandwidth) if self.program.bandwidth else ()
-        stats = ("--stats", f"{min(10.0, self.program.stall_seconds / 5):.3f}s", "--stats-log-level", "NOTICE")
         locking = self._locking if lock else ()
-        command = ("rcat", "--size", str(size_bytes), *stats, *_MULTIPART, *locking, *bandwidth, self.address.at(path))
+        command = (
+            "rcat",
+            "--size",
+            str(size_bytes),
+            *self._stats,
+            *_MULTIPART,
+            *locking,
+            *bandwidth,
+            self.address.at(path),
+        )
         with self._run(command, path, moved, feed=True) as child:
             assert child.process.stdin is not None
             try:
                 yield _Counted(child.process.stdin, moved)  # type: ignore[misc]
                 child.process.stdin.close()
+                whole = True
             except BrokenPipeError:
                 # rclone has ended: its own words say why.
                 pass
-            if code := child.wait():
+            if (code := child.wait()) or not whole:
                 raise self._error(f"cannot write {self._place(path)}", child.stderr, code)
 
     def write(self, path: str, content: bytes, *, lock: bool = True) -> None:
@@ -263,6 +297,8 @@ class Remote(RcloneCalls):
         """
         if not names:
             return
+        for name in names:
+            self._require_no_links(f"{path}/{name}")
         command = ("copy", "--ignore-existing", "--no-traverse", "--files-from-raw", "-", *self._locking, *_MULTIPART)
         self._copy((*command, str(folder), self.address.at(path)), path, names)
 
@@ -276,7 +312,7 @@ class Remote(RcloneCalls):
         self._copy((*command, self.address.at(path), str(folder)), path, names)
 
     def _copy(self, command: Sequence[str], path: str, names: Sequence[str]) -> None:
-        with self._run(command, path, [0], feed=True) as child:
+        with self._run((*command, *self._stats), path, [0], feed=True) as child:
             assert child.process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 child.process.stdin.write("".join(f"{name}\n" for name in names).encode())
@@ -296,23 +332,24 @@ class Remote(RcloneCalls):
         found = json.loads(output)
         return bool(found.get("Hashes")) and not found["Features"].get("SlowHash")
 
-    def delete_version(self, path: str) -> None:
-        """Delete the newest version of an object for good, on a store that keeps versions.
+    def delete_for_good(self, folder: str, names: Collection[str]) -> None:
+        """Delete objects of a folder with all their versions, on a store that keeps versions.
 
         Raises:
-            RemoteLockedError: the store refuses it for now.
-            RemoteError: it could not be deleted.
+            RemoteLockedError, RemoteAccessError: the store refuses it. The objects are hidden then.
+            RemoteError: they could not be deleted.
         """
-        code, output, stderr = self.ask(("lsf", "--s3-versions", self.address.at(path.rpartition("/")[0])))
-        stem = path.rpartition("/")[2]
-        versions = sorted(name for name in output.decode("utf-8", "replace").splitlines() if name.startswith(stem))
-        if code or not versions:
-            raise self._error(f"cannot list the versions of {self._place(path)}", stderr, code)
-        # A version's name ends with its time, and the newest has the plain name.
-        place = self.address.at(f"{path.rpartition('/')[0]}/{versions[-1]}")
-        code, _, stderr = self.ask(("deletefile", "--s3-versions", place))
-        if code:
-            raise self._error(f"cannot delete {place}", stderr, code)
+        for name in names:
+            self.delete(f"{folder}/{name}")  # this hides it, and all its versions have names with a time
+        code, output, stderr = self.ask(("lsf", "--s3-versions", self.address.at(folder)))
+        if code and code not in _NOT_FOUND:
+            raise self._error(f"cannot list the versions in {self._place(folder)}", stderr, code)
+        for version in output.decode("utf-8", "replace").splitlines():
+            if _VERSION.sub("", version) in names:
+                place = self.address.at(f"{folder}/{version}")
+                code, _, stderr = self.ask(("deletefile", "--s3-versions", place))
+                if code and code not in _NOT_FOUND:
+                    raise self._error(f"cannot delete {place}", stderr, code)
 
     def delete(self, path: str) -> None:
         """Delete one object; it is no error if it is gone.
@@ -327,7 +364,9 @@ class Remote(RcloneCalls):
 
     @property
     def _locking(self) -> tuple[str, ...]:
-        """The options that lock a new object. Other stores than S3 ignore them, without an error."""
+        """The options that lock a new object, by a request of its own: not every store locks a multipart upload by its
+        headers. Other stores than S3 ignore them, without an error.
+        """
         if not self.lock_days:
             return ()
         until = ("--s3-object-lock-retain-until-date", f"{self.lock_days}d")
@@ -350,20 +389,21 @@ class _Counted:
         self._moved[0] += len(content)
         return content
 
-    def read_all(self) -> bytes:
-        """Everything up to the end."""
+    def read_all(self, limit: int = sys.maxsize) -> bytes:
+        """Everything up to the end, or some more than the limit."""
         found = bytearray()
-        while block := self._pipe.read1(_BLOCK):  # type: ignore[attr-defined]
+        while len(found) < limit and (block := self._pipe.read1(_BLOCK)):  # type: ignore[attr-defined]
             self._moved[0] += len(block)
             found += block
         return bytes(found)
 
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
-    metadata = entry.get("Metadata") or {}
-    until = metadata.get("object-lock-retain-until-date")
+    until = None
+    with contextlib.suppress(ValueError):  # a store's user may name a value of this name as they like
+        until = datetime.fromisoformat((entry.get("Metadata") or {}).get("object-lock-retain-until-date", ""))
     return Stored(
         size_bytes=int(entry["Size"]),
         hashes=entry.get("Hashes") or {},
-        locked_until=datetime.fromisoformat(until) if until else None,
+        locked_until=until.astimezone(UTC) if until else None,
     )

@@ -12,6 +12,7 @@ import re
 from ovia_backup_dagster.core.errors import (
     BackupError,
     CopyDamagedError,
+    ProgramMissingError,
     RemoteAccessError,
     RemoteError,
     RemoteFullError,
@@ -25,6 +26,12 @@ _CHECK = "ovia-backup offsite check {remote}"
 #: Words of rclone, S3, SSH and the operating system -> our error. The first that is found wins.
 _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     (r"didn't find section in config file", SettingsError, "RCLONE_CONFIG has no such remote", _CHECK),
+    (
+        r"unknown (shorthand )?flag|unknown command",
+        ProgramMissingError,
+        "this rclone is too old",
+        "pip install 'ovia-backup-dagster[offsite]'",
+    ),
     (r"knownhosts:|host key", RemoteAccessError, "its host key is not the one in known_hosts_file", _CHECK),
     (
         r"RequestTimeTooSkewed|time.*too large",
@@ -33,6 +40,12 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
         "timedatectl; then {try_it}",
     ),
     (r"NoSuchBucket|bucket does not exist", RemoteMissingError, "there is no such bucket", _CHECK),
+    (
+        r"missing Object ?Lock ?Configuration|Object Lock is not (enabled|configured)",
+        RemoteError,
+        "its bucket has no object lock",
+        "make a bucket with object lock and use that; or OFFSITE_LOCK_DAYS=0",
+    ),
     (
         r"ObjectLocked|object is locked|retention period|WORM protected|Access Denied because object protected",
         RemoteLockedError,

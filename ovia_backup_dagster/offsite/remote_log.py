@@ -5,15 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteForeignError, RemoteMissingError
-from ovia_backup_dagster.offsite.layout import MARKER, SIGNATURE, STATEMENTS, Listing, statement_path
+from ovia_backup_dagster.offsite.copies import Copies
+from ovia_backup_dagster.offsite.layout import (
+    MARKER,
+    SIGNATURE,
+    STATEMENTS,
+    Listing,
+    receipt_path,
+    statement_path,
+)
 from ovia_backup_dagster.offsite.rclone import Remote
-from ovia_backup_dagster.offsite.receipt import Marker
+from ovia_backup_dagster.offsite.receipt import Marker, Receipt
+from ovia_backup_dagster.offsite.small_objects import read_objects
 from ovia_backup_dagster.signing.sshsig import SignatureError, public_key, verify
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
@@ -35,10 +45,11 @@ class RemoteLog:
         if self.remote.read(MARKER) is not None:
             return self.marker()
         listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
-        if listing.sizes:
+        # The signature precedes the marker: a run that was killed between the two is repeated.
+        if others := listing.sizes.keys() - {MARKER + SIGNATURE}:
             raise RemoteForeignError(
                 f"remote {self.remote} is not empty, and has no marker {MARKER}",
-                why=f"it has {len(listing.sizes):,} objects, such as {next(iter(listing.sizes))}",
+                why=f"it has {len(others):,} objects, such as {min(others)}",
                 fix="give it an empty folder of its own: OFFSITE_REMOTES",
             )
         marker = Marker(id=secrets.token_hex(8), database=self.log.database, at=now)
@@ -85,27 +96,81 @@ class RemoteLog:
             fix=f"if it is new: ovia-backup offsite init {self.remote}",
         )
 
-    def verify(self, content: bytes, signature: bytes) -> None:
-        """Check the signature of a file of the remote, by the current key or one that it replaced.
+    def verify(self, content: bytes, signature: bytes, *, since: int = 0) -> None:
+        """Check the signature of a file of the remote.
+
+        Args:
+            since: a statement that the file names: a key that was replaced before it does not count.
 
         Raises:
             SignatureError: it does not hold.
         """
         chain = self.log.chain()
-        for key in [chain.pinned, *(each.old for each in chain.rotations)]:
-            with contextlib.suppress(SignatureError):
-                verify(public_key(key), content, signature)
-                return
+        for rotation in chain.rotations:
+            if rotation.sequence >= since:
+                with contextlib.suppress(SignatureError):
+                    verify(public_key(rotation.old), content, signature)
+                    return
         verify(public_key(chain.key), content, signature)
+
+    def copies(self, marker: Marker, listing: Listing) -> Copies:
+        """What the remote has, and which of its receipts count. Reads those that may.
+
+        Raises:
+            RemoteError: they cannot be read.
+            StatementLogError, VolumeError: the log cannot be read.
+        """
+        chain = self.log.chain()
+        # A receipt of a statement that was never made is not read, so that their number is bounded.
+        paths = {
+            receipt_path(archive, sequence): (archive, sequence)
+            for archive, sequences in listing.receipts.items()
+            for sequence in sequences
+            if archive in chain.known
+        }
+        made = [path for path, (_, sequence) in paths.items() if sequence <= chain.head.sequence]
+        contents = read_objects(self.remote, listing, [*made, *(path + SIGNATURE for path in made)])
+        receipts: dict[str, list[Receipt]] = {}
+        refused: dict[str, str] = {}
+        for path, (archive, sequence) in paths.items():
+            try:
+                receipt = self._receipt(path, contents, sequence)
+            except (SignatureError, ValidationError) as error:
+                refused[path] = str(error).splitlines()[0]
+                continue
+            if (receipt.remote, receipt.backup, receipt.sequence) == (marker.id, archive, sequence):
+                receipts.setdefault(archive, []).append(receipt)
+            else:
+                refused[path] = f"it is of {receipt.backup} on remote {receipt.remote}, and this is remote {marker.id}"
+        return Copies(marker, listing, chain, receipts, refused)
+
+    def _receipt(self, path: str, contents: Mapping[str, bytes], sequence: int) -> Receipt:
+        """A receipt, after checking its signature.
+
+        Raises:
+            SignatureError: it does not hold.
+            ValidationError: it has another form.
+        """
+        if path not in contents or path + SIGNATURE not in contents:
+            raise SignatureError("it is too large, is gone again, or names a statement that was not made")
+        self.verify(contents[path], contents[path + SIGNATURE], since=sequence)
+        return Receipt.model_validate_json(contents[path])
 
     def require_ours(self, listing: Listing) -> None:
         """Refuse a remote whose log is not the beginning of the volume's.
 
         Raises:
+            RemoteMissingError: the marker, which was read, is not in the listing.
             RemoteForeignError: another host continues it, or the volume's log is older.
             CopyDamagedError: a statement cannot be read.
             RemoteError: the remote cannot be read.
         """
+        if MARKER not in listing.sizes:
+            raise RemoteMissingError(
+                f"remote {self.remote} cannot be listed whole",
+                why=f"the listing lacks {MARKER}, which was read a moment ago: its disk or its network fails",
+                fix=f"ovia-backup offsite verify {self.remote}",
+            )
         if not listing.statement:
             return
         ours = self.log.chain().head.sequence
@@ -137,7 +202,9 @@ class RemoteLog:
             RemoteError: not all could be sent.
         """
         head = self.log.chain().head.sequence
-        names = [f"{sequence:08}.json" for sequence in range(listing.statement + 1, head + 1)]
+        # From the first, so that one that was deleted there comes back.
+        pairs = ((f"{sequence:08}.json", statement_path(sequence)) for sequence in range(1, head + 1))
+        names = [name for name, path in pairs if not {path, path + SIGNATURE} <= listing.sizes.keys()]
         self.remote.add(self.log.path, [f"{name}{SIGNATURE}" for name in names], STATEMENTS)
         self.remote.add(self.log.path, names, STATEMENTS)
         return head

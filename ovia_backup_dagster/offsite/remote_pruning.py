@@ -13,7 +13,6 @@ from datetime import datetime
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import RemoteError, RemoteLockedError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.offsite.copy_plan import complete_copies
 from ovia_backup_dagster.offsite.copying import exclusively
 from ovia_backup_dagster.offsite.layout import BACKUPS, Listing
 from ovia_backup_dagster.offsite.rclone import Remote
@@ -67,19 +66,19 @@ class RemotePruner:
         require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
-            remote_log.marker()
+            marker = remote_log.marker()
             listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
             remote_log.require_ours(listing)
-            decisions = plan_remote(complete_copies(listing, self.log.chain()), self.policy, now)
+            decisions = plan_remote(remote_log.copies(marker, listing).complete, self.policy, now)
             removed: list[str] = []
             locked: dict[str, str] = {}
             for decision in reversed(decisions):
                 if decision.keep or dry_run:
                     continue
                 try:
-                    self._remove(decision.archive, listing)
+                    self._remove(decision.archive, listing, now)
                 except RemoteLockedError as error:
-                    locked[decision.archive] = self._until(decision.archive, listing) or error.account
+                    locked[decision.archive] = error.reason
                     log(f"{self.remote}: {decision.archive} stays, {locked[decision.archive]}")
                 else:
                     removed.append(decision.archive)
@@ -95,23 +94,38 @@ class RemotePruner:
             kept_bytes=sum(_size(listing, archive) for archive in kept),
         )
 
-    def _remove(self, archive: str, listing: Listing) -> None:
-        for path in reversed(listing.files_of(archive)):
-            self.remote.delete(path)
-        if left := self.remote.listing(f"{BACKUPS}/{archive}"):
+    def _remove(self, archive: str, listing: Listing, now: datetime) -> None:
+        folder = f"{BACKUPS}/{archive}"
+        self._require_unlocked(archive, now)
+        paths = list(reversed(listing.files_of(archive)))
+        if self.remote.lock_days:
+            self.remote.delete_for_good(folder, [path.removeprefix(f"{folder}/") for path in paths])
+        else:
+            for path in paths:
+                self.remote.delete(path)
+        if left := self.remote.listing(folder).keys() & set(paths):
             raise RemoteError(
                 f"{len(left)} objects of {archive} are still on {self.remote} after their removal",
                 why="the store reported success, and lists them",
                 fix=f"ovia-backup offsite check {self.remote}",
             )
 
-    def _until(self, archive: str, listing: Listing) -> str:
-        """Until when the store locks a copy, in words; empty if it does not say."""
-        for path in listing.files_of(archive):
-            stored = self.remote.stored(path)
-            if stored is not None and stored.locked_until is not None:
-                return f"locked until {stored.locked_until:%Y-%m-%d %H:%M} UTC"
-        return ""
+    def _require_unlocked(self, archive: str, now: datetime) -> None:
+        """A store with versions lets a locked object be deleted: it is hidden, and nothing is gained.
+
+        Raises:
+            RemoteLockedError: a file of the copy is locked.
+        """
+        if self.remote.address.section is None:
+            return
+        stored = self.remote.listing(f"{BACKUPS}/{archive}", locks=True)
+        until = max((each.locked_until for each in stored.values() if each.locked_until), default=now)
+        if until > now:
+            raise RemoteLockedError(
+                f"the copy of {archive} on {self.remote} stays",
+                why=f"locked until {until:%Y-%m-%d %H:%M} UTC",
+                fix="wait for the end of the lock",
+            )
 
 
 def _size(listing: Listing, archive: str) -> int:

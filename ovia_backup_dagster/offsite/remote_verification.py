@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteError, RemoteLockedError
+from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteAccessError, RemoteError, RemoteLockedError
+from ovia_backup_dagster.core.files import read_small
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.offsite.copy_plan import complete_copies
+from ovia_backup_dagster.offsite.copies import Copies
 from ovia_backup_dagster.offsite.copying import difference, exclusively
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.fetching import receipts_of
-from ovia_backup_dagster.offsite.layout import CANARIES, SIGNATURE, Listing, statement_path
+from ovia_backup_dagster.offsite.layout import CANARIES, SIGNATURE, Listing, file_path, statement_path
 from ovia_backup_dagster.offsite.rclone import Remote, Stored
 from ovia_backup_dagster.offsite.receipt import CopiedFile
 from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
 from ovia_backup_dagster.offsite.remote_record import ReadBack, RemoteRecord
+from ovia_backup_dagster.offsite.small_objects import read_objects
 from ovia_backup_dagster.offsite.transfer import digest_of, plain_digest_of
 from ovia_backup_dagster.signing.statement import ARCHIVE
 from ovia_backup_dagster.signing.statement_log import StatementLog
@@ -77,37 +79,45 @@ class RemoteVerifier:
             stored = self.remote.listing(hashes=self.remote.has_cheap_hashes())
             listing = Listing.of({path: each.size_bytes for path, each in stored.items()})
             remote_log.require_ours(listing)
-            names = sorted(name.filename for name, _ in complete_copies(listing, self.log.chain()))
-            findings = [*self._missing_statements(listing), *vanished(self.remote, self.expected.copies, names)]
+            copies = remote_log.copies(marker, listing)
+            names = sorted(name.filename for name, _ in copies.complete)
+            findings = [*self._statement_findings(copies), *vanished(self.remote, self.expected.copies, names)]
+            findings += [f"{path} on {self.remote} does not count: {why}" for path, why in copies.refused.items()]
             archives: dict[str, CopiedFile] = {}
-            for name in names:
-                try:
-                    receipts = receipts_of(self.remote, remote_log, marker, listing, name)
-                except CopyDamagedError as error:
-                    findings.append(error.account)
-                    continue
-                files = {suffix: file for receipt in receipts for suffix, file in receipt.files.items()}
-                findings += self._differences(files, stored)
-                if ARCHIVE in files:
-                    archives[name] = files[ARCHIVE]
+            for name in sorted(copies.receipts):
+                wrong = list(self._differences(copies.sent(name).values(), stored))
+                findings += wrong
+                if name in names and not wrong:
+                    # Of what differs already, nothing need be read: it may have become any size.
+                    path = file_path(name, ARCHIVE, copies.chain.known[name].files[ARCHIVE].sha256)
+                    archives[name] = copies.sent(name)[path]
             read_back = self._read_back(archives, now, log)
             if read_back is not None and not read_back.good:
                 findings.append(f"{read_back.backup} on {self.remote} was read back, and is not what was sent")
             findings += self._lock_findings(now)
-        others = [archive for archive in listing.receipts if archive not in names]
+        others = [archive for archive in listing.receipts if archive not in copies.chain.known]
         notes = [f"no statement vouches for {archive} on {self.remote}" for archive in others]
         notes += [f"{path} on {self.remote} is not of this program" for path in listing.strangers]
-        size = sum(listing.sizes[path] for name in names for path in listing.files_of(name))
+        size = sum(map(copies.size_of, names))
         return RemoteVerified(tuple(names), size, tuple(findings), tuple(notes), read_back, self.remote.free_bytes())
 
-    def _missing_statements(self, listing: Listing) -> Iterator[str]:
-        last = max([listing.statement, *(receipts[-1] for receipts in listing.receipts.values())])
-        for path in map(statement_path, range(1, last + 1)):
-            if not {path, path + SIGNATURE} <= listing.sizes.keys():
-                yield f"{path} or its signature is missing on {self.remote}"
+    def _statement_findings(self, copies: Copies) -> Iterator[str]:
+        """Compare each statement and signature with the volume's: the log's hashes cover one that was changed, but the
+        remote is of no use then.
+        """
+        vouched = [receipt.sequence for receipts in copies.receipts.values() for receipt in receipts]
+        last = max([copies.listing.statement, *vouched])
+        ours = {statement_path(each): self.log.files.file(each) for each in range(1, last + 1)}
+        ours |= {path + SIGNATURE: file.with_name(f"{file.name}{SIGNATURE}") for path, file in ours.items()}
+        theirs = read_objects(self.remote, copies.listing, ours)
+        for path in sorted(ours):
+            if path not in copies.listing.sizes:
+                yield f"{path} is missing on {self.remote}"
+            elif theirs.get(path) != read_small(ours[path]):
+                yield f"{path} on {self.remote} is not the volume's"
 
-    def _differences(self, files: Mapping[str, CopiedFile], stored: Mapping[str, Stored]) -> Iterator[str]:
-        for file in files.values():
+    def _differences(self, files: Iterable[CopiedFile], stored: Mapping[str, Stored]) -> Iterator[str]:
+        for file in files:
             if wrong := difference(file, stored.get(file.path)):
                 yield f"{file.path} on {self.remote}: {wrong}"
 
@@ -133,16 +143,16 @@ class RemoteVerifier:
         """Try to delete a locked object: a lock that only reads back proves nothing."""
         if not self.remote.lock_days:
             return
-        path = f"{CANARIES}/{now:%Y-%m-%d_%H%M%S}"
-        self.remote.write(path, f"{now.isoformat()}\n".encode())
+        name = f"{now:%Y-%m-%d_%H%M%S}"
         try:
-            self.remote.delete_version(path)
-        except RemoteLockedError:
-            return
+            self.remote.write(f"{CANARIES}/{name}", f"{now.isoformat()}\n".encode())
         except RemoteError as error:
             yield f"the lock of {self.remote} could not be tested: {error.account}"
             return
-        yield f"{self.remote} deleted an object that OFFSITE_LOCK_DAYS={self.remote.lock_days} should have locked"
+        # Some stores say only that access is denied.
+        with contextlib.suppress(RemoteLockedError, RemoteAccessError):
+            self.remote.delete_for_good(CANARIES, [name])
+            yield f"{self.remote} deleted an object that OFFSITE_LOCK_DAYS={self.remote.lock_days} should have locked"
 
 
 def vanished(remote: Remote, expected: Iterable[str], there: Collection[str]) -> list[str]:

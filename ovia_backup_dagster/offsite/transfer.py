@@ -96,7 +96,7 @@ def _send_once(source: PlainFile, age: Age | None, remote: Remote, path: str, lo
         with as_volume_error(f"cannot read {source.path}"):
             code, stderr = encryption.end()
         if code and age:
-            raise age.failed(stderr)
+            raise age.failed(stderr, code)
         if plain.hexdigest() != source.sha256:
             raise CopyDamagedError(
                 f"{source.path.name} is not sent",
@@ -209,8 +209,9 @@ def plain_digest_of(remote: Remote, path: str, age: Age) -> tuple[int, str]:
             digest.update(block)
             size += len(block)
         code, stderr = plain.end()
-        if code:
-            raise age.not_decrypted(path, stderr)
+    # After the transfer has been judged: a connection that was lost says nothing about the copy.
+    if code:
+        raise age.not_decrypted(path, stderr, code)
     return size, digest.hexdigest()
 
 
@@ -229,6 +230,8 @@ def fetch(remote: Remote, path: str, age: Age, target: Path, stated: SignedFile,
     plain = target.with_name(f".{target.name}.tmp")
     try:
         with as_volume_error(f"cannot write {encrypted}"):
+            for left in (encrypted, plain):  # by a process that was killed
+                left.unlink(missing_ok=True)
             download(remote, path, encrypted, most_bytes=_most_encrypted(stated.size_bytes), log=log)
             age.decrypt(encrypted, plain)
             encrypted.unlink()

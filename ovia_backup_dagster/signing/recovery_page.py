@@ -68,8 +68,9 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield "Install ovia-backup, write the public key and the age identity to files, and"
     yield "let the settings name them, as docs/offsite.md says. Then:"
     yield "    ovia-backup list --offsite"
-    yield "    ovia-backup fetch latest                    (prints the path of the archive)"
+    yield "    ovia-backup fetch latest"
     yield "    ovia-backup restore PATH --new-host"
+    yield "PATH is what fetch has printed."
     yield "How to restore with no program of ours: docs/restore-without-us.md."
 
 

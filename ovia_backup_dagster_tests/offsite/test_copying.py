@@ -10,7 +10,7 @@ from ovia_backup_dagster.core.errors import (
     RemoteMissingError,
 )
 from ovia_backup_dagster.offsite.layout import MARKER
-from ovia_backup_dagster_tests.offsite.conftest import Site
+from ovia_backup_dagster_tests.offsite.site import Site
 from ovia_backup_dagster_tests.support.factories import DAY, NOW, drilled
 
 

@@ -17,7 +17,7 @@ from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteAccessError,
 from ovia_backup_dagster.offsite.manual_copy import ManualCopy, destination
 from ovia_backup_dagster.offsite.rclone_program import Program
 from ovia_backup_dagster_tests.conftest import free_port, quiet
-from ovia_backup_dagster_tests.offsite.conftest import KEY, Site
+from ovia_backup_dagster_tests.offsite.site import KEY, Site
 
 PROGRAM = Program(stall_seconds=20)
 
