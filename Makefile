@@ -55,7 +55,8 @@ test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive te
 
 PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health settings golden \
 	proof/test_comparison.py proof/test_record.py restoration/test_journal.py restoration/test_stored_steps.py \
-	signing/test_sshsig.py signing/test_chain.py signing/test_key_files.py signing/test_statement_log.py)
+	signing/test_sshsig.py signing/test_chain.py signing/test_key_files.py signing/test_statement_log.py \
+	offsite/test_copy_plan.py offsite/test_remote_standing.py offsite/test_rclone_errors.py)
 coverage: install ## lines of the pure modules that tests execute; fails under 95 %
 	$(PYTEST) -q --cov --cov-report=term $(PURE_TESTS)
 

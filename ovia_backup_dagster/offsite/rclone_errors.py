@@ -55,14 +55,14 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     (
         (
             r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Forbidden|StatusCode: 40[13]|401 Unauthorized|"
-            r"unable to authenticate|permission denied|403|couldn't decrypt|InvalidToken"
+            r"unable to authenticate|permission denied|\b403\b|couldn't decrypt|InvalidToken"
         ),
         RemoteAccessError,
         "it refuses these credentials, or they may not do this",
         _CHECK,
     ),
     (
-        r"no space left|not enough space|insufficient storage|quota|507|SSH_FX_FAILURE.*space|EntityTooLarge",
+        r"no space left|not enough space|insufficient storage|quota|\b507\b|SSH_FX_FAILURE.*space|EntityTooLarge",
         RemoteFullError,
         "it has no room left",
         "make room there, or keep fewer backups: OFFSITE_DAILY_KEEP",
@@ -97,19 +97,27 @@ def diagnosed(what: str, stderr: str, code: int, *, remote: str, try_it: str) ->
         try_it: a command that lists the remote.
     """
     said = last_words(stderr) or f"exit code {code}"
+    messages = "\n".join(text for _, text in _messages(stderr)) or stderr
     for pattern, kind, why, fix in _KNOWN:
-        if re.search(pattern, stderr, re.IGNORECASE):
+        if re.search(pattern, messages, re.IGNORECASE):
             return kind(what, why=why, said=said, fix=fix.format(remote=remote, try_it=try_it))
     return RemoteError(what, said=said, fix=try_it)
 
 
 def last_words(stderr: str) -> str:
     """The last error in rclone's log, without its frame."""
-    words = ""
+    messages = _messages(stderr)
+    errors = [text for is_error, text in messages if is_error]
+    return errors[-1] if errors else messages[0][1] if messages else stderr.strip()[-300:]
+
+
+def _messages(stderr: str) -> list[tuple[bool, str]]:
+    """The messages of a log, each with whether it is an error. Progress is left out: its figures are no cause."""
+    found = []
     for line in stderr.splitlines():
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            is_error = entry.get("level") in ("error", "critical", "emergency")
-            if entry.get("msg") and (is_error or (not words and "stats" not in entry)):
-                words = str(entry["msg"]).strip()
-    return words or stderr.strip()[-300:]
+            if entry.get("msg") and "stats" not in entry:
+                is_error = entry.get("level") in ("error", "critical", "emergency")
+                found.append((is_error, str(entry["msg"]).strip()))
+    return found
