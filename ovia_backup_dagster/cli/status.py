@@ -19,6 +19,7 @@ from ovia_backup_dagster.core.errors import BackupError
 if TYPE_CHECKING:
     from ovia_backup_dagster.health.condition import Answer, Condition
     from ovia_backup_dagster.health.freshness import Freshness
+    from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
 
 
 @click.command("status")
@@ -102,6 +103,7 @@ def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:
             "last_passed": passed.started_at.isoformat() if passed else None,
             "recovery_seconds": passed.recovery_seconds if passed else None,
         },
+        "remotes": [_remote_as_dict(remote) for remote in state.remotes],
         "answers": [
             {"question": a.question.value, "level": a.level.value, "text": a.text, "next": a.fix or None}
             for a in state.answers
@@ -109,4 +111,19 @@ def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:
         # The words of 0.1.0, for one release: its "proven" means verified.
         "level": found.level.former if found else None,
         "last_proven": verified.path.name if verified else None,
+    }
+
+
+def _remote_as_dict(remote: RemoteStanding) -> dict[str, Any]:
+    record, read_back = remote.record, remote.record.read_back
+    return {
+        "name": remote.name,
+        "trouble": str(remote.trouble) if remote.trouble else None,
+        "copies": len(record.copies),
+        "copies_bytes": record.copies_bytes,
+        "newest": record.newest.isoformat() if record.newest else None,
+        "copied_at": record.copied_at.isoformat() if record.copied_at else None,
+        "verified_at": record.verified_at.isoformat() if record.verified_at else None,
+        "read_back_at": read_back.at.isoformat() if read_back else None,
+        "free_bytes": record.free_bytes,
     }

@@ -77,6 +77,12 @@ def test_copies_are_checked_kept_and_pruned(place: Place) -> None:
     assert place.run("offsite", "copy").code == 0
     checked = place.run("offsite", "verify")
     assert (checked.code, checked.output.count("was read back")) == (0, 2), checked.output
+    shown = json.loads(place.run("status", "--json").output)["remotes"]
+    assert [(each["name"], each["copies"], each["trouble"]) for each in shown] == [
+        ("first", 1, None),
+        ("second", 1, None),
+    ]
+    assert all(each["read_back_at"] and each["copies_bytes"] and each["newest"] for each in shown)
     looked = place.run("offsite", "check", "second", "--json")
     assert looked.code == 0, looked.output
     said = {line["text"]: line["level"] for line in json.loads(looked.output)}
