@@ -175,7 +175,7 @@ def test_a_replaced_key_signs_no_later_receipt(known: Ed25519PrivateKey, scene: 
 
 @pytest.mark.exhaustive
 def test_a_replaced_key_continues_no_log(scene: Scene) -> None:
-    """Whoever stole the old key states more with it: the readers have followed the new one."""
+    """A thief of the old key states more with it: the readers have followed the new one."""
     theft = scene.site.at(scene.reader.parent / "theft", scene.site.folder)
     shutil.copytree(scene.site.root, theft.root)
     scene = rotated(scene)
