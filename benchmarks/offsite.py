@@ -1,6 +1,7 @@
 """(q-t): copies on an S3 server on loopback: sending, a day with nothing to send, and bringing a backup back.
 
-As a program, ``python -m benchmarks.offsite FILE SHA256 RECIPIENT CONFIG TARGET`` sends a file: its memory is measured.
+As a program, ``python -m benchmarks.offsite FILE SHA256 RECIPIENT CONFIG TARGET`` sends a file, with what a command of
+``ovia-backup`` has imported by then: its memory is measured.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.measure import ROUNDS, Json, alternate, peaks, ratio, run, say, seconds, summary, target
-from benchmarks.world import PYTHON, World
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.naming import BackupName
 from ovia_backup_dagster.core.remote_address import RemoteAddress
@@ -40,6 +41,9 @@ from ovia_backup_dagster.signing import statement_log
 from ovia_backup_dagster.signing.statement import SignedFile
 from ovia_backup_dagster.signing.statement_log import StatementLog
 
+if TYPE_CHECKING:
+    from benchmarks.world import World
+
 _DATABASE, _BUCKET, _PLACE = "ovia", "bucket", "s3:bucket/ovia"
 #: Statements and backups of the day with nothing to send: together some 5,000 objects.
 _STATEMENTS, _COPIES = 2100, 160
@@ -53,7 +57,15 @@ def measure(world: World, megabytes: int) -> Json:
     source, age = _random_file(folder / "archive", megabytes * 1_000_000), _new_age(folder)
     with _s3(folder) as config:
         remote = Remote(RemoteAddress("s3", _PLACE), Program(config))
-        copied = (remote.program.path, "copyto", "--config", config, "--s3-no-check-bucket", source.path)
+        copied = (
+            remote.program.path,
+            "copyto",
+            "--ignore-times",
+            "--config",
+            config,
+            "--s3-no-check-bucket",
+            source.path,
+        )
         sides = {
             "sent": lambda: seconds(lambda: send(source, age, remote, "sent", log=_quiet)),
             "copyto": lambda: run((*copied, f"{_PLACE}/plain"), dict(os.environ)),
@@ -61,7 +73,16 @@ def measure(world: World, megabytes: int) -> Json:
         }
         send(source, age, remote, "sent", log=_quiet)
         samples = alternate(sides, ROUNDS)
-        command = (PYTHON, "-m", "benchmarks.offsite", source.path, source.sha256, age.recipients[0], config, _PLACE)
+        command = (
+            sys.executable,
+            "-m",
+            "benchmarks.offsite",
+            source.path,
+            source.sha256,
+            age.recipients[0],
+            config,
+            _PLACE,
+        )
         memory = peaks(command, dict(os.environ))
         idle, objects = _nothing_to_send(folder, remote)
     sent = ratio(samples["sent"], samples["copyto"])
@@ -145,9 +166,18 @@ def _s3(folder: Path) -> Iterator[Path]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = folder / "rclone.conf"
-    lines = ["[s3]", "type = s3", "provider = Rclone", "access_key_id = a", "secret_access_key = b"]
+    lines = ["[s3]", "type = s3", "provider = Rclone", "access_key_id = benchmark", "secret_access_key = secret-of-it"]
     config.write_text("\n".join([*lines, f"endpoint = http://127.0.0.1:{port}", "force_path_style = true", ""]))
-    command = (Program().path, "serve", "s3", str(folder / "s3"), "--auth-key", "a,b", "--addr", f"127.0.0.1:{port}")
+    command = (
+        Program().path,
+        "serve",
+        "s3",
+        str(folder / "s3"),
+        "--auth-key",
+        "benchmark,secret-of-it",
+        "--addr",
+        f"127.0.0.1:{port}",
+    )
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
             while True:
@@ -165,6 +195,8 @@ def _quiet(_: str) -> None:
 
 
 if __name__ == "__main__":
+    import ovia_backup_dagster.system  # noqa: F401
+
     path, sha256, recipient, config, place = sys.argv[1:]
     file = PlainFile(Path(path), Path(path).stat().st_size, sha256)
     send(file, Age((recipient,)), Remote(RemoteAddress("s3", place), Program(Path(config))), "memory", log=_quiet)

@@ -22,25 +22,25 @@ from ovia_backup_dagster.core.ledger import UNSIGNED
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.drill.folder import DrillFolder
-from ovia_backup_dagster.drill.placement import Choice, Where
-from ovia_backup_dagster.drill.runner import Driller
 from ovia_backup_dagster.notifications.apprise_sender import Notifier
-from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables
 from ovia_backup_dagster.postgres.sandbox import Confine, Sandbox
 from ovia_backup_dagster.postgres.secrets import Secrets
-from ovia_backup_dagster.postgres.verification import Verifier
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.retention.policy import Policy
 from ovia_backup_dagster.settings.model import Settings, secret_variables
 
 if TYPE_CHECKING:
+    from ovia_backup_dagster.drill.placement import Choice
+    from ovia_backup_dagster.drill.runner import Driller
     from ovia_backup_dagster.offsite.encryption import Age
     from ovia_backup_dagster.offsite.fetching import Fetcher
     from ovia_backup_dagster.offsite.operations import RemoteOperations
     from ovia_backup_dagster.offsite.rclone import Remote
     from ovia_backup_dagster.offsite.rclone_program import Program
     from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
+    from ovia_backup_dagster.postgres.dump import Dumper
+    from ovia_backup_dagster.postgres.verification import Verifier
     from ovia_backup_dagster.restoration.runner import Restorations
     from ovia_backup_dagster.signing.statement_log import StatementLog
 
@@ -171,6 +171,9 @@ class BackupSystem:
 
     @property
     def dumper(self) -> Dumper:
+        # PostgreSQL's driver is slow to import and large; what only reads the volume or copies it does without.
+        from ovia_backup_dagster.postgres.dump import Dumper
+
         return Dumper(
             self.catalog,
             self.connection,
@@ -182,6 +185,8 @@ class BackupSystem:
 
     @property
     def verifier(self) -> Verifier:
+        from ovia_backup_dagster.postgres.verification import Verifier
+
         expectations = Expectations(self.settings.expected_tables, self.settings.require_rows)
         return Verifier(
             self.catalog, self.programs, expectations, self.secrets, went_live_on=self.restores.went_live_on
@@ -189,6 +194,8 @@ class BackupSystem:
 
     @property
     def driller(self) -> Driller:
+        from ovia_backup_dagster.drill.runner import Driller
+
         settings = self.settings
         return Driller(
             verifier=self.verifier,
@@ -243,6 +250,8 @@ class BackupSystem:
         self, *, where: str = "", jobs: int = 0, keep: bool = False, trust_archive: bool = False
     ) -> Choice:
         """The options of a drill: those given, and the settings for the rest."""
+        from ovia_backup_dagster.drill.placement import Choice, Where
+
         settings = self.settings
         most = jobs or settings.drill_jobs or len(os.sched_getaffinity(0))
         return Choice(
