@@ -131,7 +131,7 @@ class Age:
         if "no identity matched" in stderr:
             return SettingsError(
                 f"OFFSITE_IDENTITY_FILE={self.identity} does not open the copy",
-                why="it was encrypted to another key, or exchanged",
+                why="it was encrypted to another key, or was exchanged or altered",
                 fix="use the identity of that time; or another remote: ovia-backup fetch BACKUP --from NAME",
             )
         if re.search(r"identity|failed to open", stderr) and "no such file" in stderr:

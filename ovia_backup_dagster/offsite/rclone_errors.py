@@ -55,14 +55,17 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     (
         (
             r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|Forbidden|StatusCode: 40[13]|401 Unauthorized|"
-            r"unable to authenticate|permission denied|\b403\b|couldn't decrypt|InvalidToken"
+            r"unable to authenticate|permission denied|couldn't decrypt|InvalidToken"
         ),
         RemoteAccessError,
         "it refuses these credentials, or they may not do this",
         _CHECK,
     ),
     (
-        r"no space left|not enough space|insufficient storage|quota|\b507\b|SSH_FX_FAILURE.*space|EntityTooLarge",
+        (
+            r"no space left|remaining disk space|not enough space|insufficient storage|quota ?exceeded|StatusCode: 507|"
+            r"SSH_FX_FAILURE.*space|EntityTooLarge"
+        ),
         RemoteFullError,
         "it has no room left",
         "make room there, or keep fewer backups: OFFSITE_DAILY_KEEP",
@@ -70,7 +73,7 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     (
         (
             r"connection refused|no such host|i/o timeout|unreachable|connection reset|\bEOF\b|broken pipe|timed? ?out|"
-            r"connection lost|StatusCode: 5\d\d|StatusCode: 0|closed network|SlowDown|connection was closed"
+            r"connection lost|Locked: 423|StatusCode: 5\d\d|StatusCode: 0|closed network|SlowDown|connection was closed"
         ),
         RemoteUnreachableError,
         "it does not answer, or the connection was lost",

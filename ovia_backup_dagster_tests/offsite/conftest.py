@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from ovia_backup_dagster.offsite import transfer
 from ovia_backup_dagster.offsite.encryption import Age
+from ovia_backup_dagster_tests.offsite.ground import Ground
 from ovia_backup_dagster_tests.offsite.intruder import CONTENTS, Scene
+from ovia_backup_dagster_tests.offsite.servers import Kind, Server, site_on, until_ended
 from ovia_backup_dagster_tests.offsite.site import Clock, Site, made_site, set_clock
 from ovia_backup_dagster_tests.support.factories import DAY, NOW
 from ovia_backup_dagster_tests.support.signed_logs import forgotten
@@ -68,3 +72,28 @@ def scene(
     (tmp_path / "bin" / "age").symlink_to(age.path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return Scene(site, today, yesterday, before, tmp_path / "reader")
+
+
+@pytest.fixture
+def nothing_is_left(tmp_path: Path, age: Age, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No program is left running. Lost connections are tried again soon."""
+    monkeypatch.setitem(transfer.send.__kwdefaults__ or {}, "retry_seconds", 1.0)
+    yield
+    until_ended(str(tmp_path), *age.recipients, str(age.identity))
+
+
+@pytest.fixture
+def ground(request: pytest.FixtureRequest, tmp_path: Path, age: Age, clock: object) -> Iterator[Ground]:
+    """A remote that holds one small backup, on a server of the requested kind."""
+    kind: Kind | None = getattr(request, "param", "s3")
+    with ExitStack() as held:
+        server = None
+        if kind is None:
+            site = made_site(tmp_path, age)
+        else:
+            server = held.enter_context(Server(kind, tmp_path / "served", tmp_path / "rclone.conf"))
+            site = site_on(server, tmp_path, age)
+            site.remote_log.initialize(NOW)
+        site.backup(NOW - 2 * DAY, b"PGDMP: the first")
+        site.copy()
+        yield Ground(site, server)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +29,7 @@ from ovia_backup_dagster_tests.offsite.site import Site
 RCLONE = Path(sys.executable).with_name("rclone")
 USER, SECRET = "tester", "s3cret-of-the-tests"
 PATIENCE_SECONDS = 30
+CHUNK = 16 * 1024
 Kind = Literal["s3", "sftp", "webdav"]
 
 
@@ -36,6 +41,7 @@ class Server:
         folder: where the server keeps its files; its first folders are S3's buckets.
         config: the file; its section is ``store``.
         options: more lines of the section.
+        cache: how long it does not look at its folder again; a listing of thousands takes a minute if that is short.
     """
 
     kind: Kind
@@ -43,6 +49,7 @@ class Server:
     config: Path
     port: int = field(default_factory=free_port)
     options: dict[str, str] = field(default_factory=dict)
+    cache: str = "1ms"
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
@@ -62,7 +69,7 @@ class Server:
             access = (*access, "--key", str(self.key))
         command = (RCLONE, "--config", "", "serve", self.kind, "--addr", f"127.0.0.1:{self.port}", *access, self.folder)
         # Its cache would show the tests' own changes to the folder only later.
-        options = ("--dir-cache-time", "1ms", "--poll-interval", "0")
+        options = ("--dir-cache-time", self.cache, "--poll-interval", "0")
         self.process = subprocess.Popen((*command, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_port(self.port, self.process)
 
@@ -129,8 +136,6 @@ def obscured(text: str) -> str:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    import socket
-
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, "the server has ended"
@@ -189,3 +194,75 @@ def locking_store(folder: Path) -> Iterator[LockingStore]:
     finally:
         process.kill()
         process.wait()
+
+
+@dataclass
+class Resetting:
+    """A proxy that resets each connection after so many bytes, like a router that restarts.
+
+    Attributes:
+        to: the server's port.
+        from_client, from_server: the bytes after which a connection is reset.
+        resets: how many connections are reset; all later ones are whole.
+    """
+
+    to: int
+    from_client: int = 2**62
+    from_server: int = 2**62
+    resets: int = 2**62
+    port: int = field(default=0, init=False)
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._open = [self._listener]
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.to))
+                self._open += [client, server]
+                for one, other, most in ((client, server, self.from_client), (server, client, self.from_server)):
+                    threading.Thread(target=self._pass, args=(one, other, most), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, most: int) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := one.recv(CHUNK):
+                passed += len(data)
+                if passed > most and self.resets > 0:
+                    self.resets -= 1
+                    for each in (one, other):
+                        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        each.close()
+                    return
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+def left_running(*words: str) -> dict[int, str]:
+    """The running programs rclone and age with one of these words in their arguments: process id -> arguments."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if re.match(r"\S*(rclone|age) ", line) and " serve " not in line and any(word in line for word in words):
+                found[int(path.parent.name)] = line
+    return found
+
+
+def until_ended(*words: str) -> None:
+    """Wait until these programs have ended, which must happen soon."""
+    end = time.monotonic() + PATIENCE_SECONDS / 3
+    while left := left_running(*words):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)

@@ -26,7 +26,7 @@ from ovia_backup_dagster_tests.support.factories import HOUR, NOW
 GOOD = (Standing.VERIFIED, Standing.PROVEN)
 MARK = Marker(id="1", database="ovia", at=NOW)
 #: Few of the days' histories are enough to notice a change of the rules; in the exhaustive mode, many.
-often = settings(max_examples=600 if exhaustive.choice() else 40, deadline=None)
+often = settings(max_examples=600 if exhaustive.choice() else 25, deadline=None)
 SUFFIXES = ("", ".json", ".globals.sql", ".verified.json", ".drilled.json")
 
 

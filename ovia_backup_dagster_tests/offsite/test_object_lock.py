@@ -51,6 +51,7 @@ def bucket_of(site: Site) -> str:
     return site.remote.address.target.removeprefix("store:").partition("/")[0]
 
 
+@pytest.mark.exhaustive
 def test_every_object_is_locked_and_the_lock_holds(locked: Site, store: LockingStore) -> None:
     locked.backup()
     locked.copy()
@@ -63,6 +64,7 @@ def test_every_object_is_locked_and_the_lock_holds(locked: Site, store: LockingS
     assert any("canary/" in key for key in store.versions(bucket_of(locked))), "its deletion was refused"
 
 
+@pytest.mark.exhaustive
 def test_pruning_says_until_when_a_copy_is_locked(locked: Site) -> None:
     old, new = locked.backup(NOW - 2 * DAY), locked.backup(NOW - DAY)
     locked.copy()
@@ -119,6 +121,7 @@ def test_a_lock_that_does_not_hold_is_a_finding(locked: Site) -> None:
     assert f"deleted an object that OFFSITE_LOCK_DAYS={LOCK_DAYS} should have locked" in finding
 
 
+@pytest.mark.exhaustive
 def test_what_an_intruder_hides_is_noticed_and_comes_back(locked: Site, tmp_path: Path) -> None:
     backup = locked.backup()
     locked.operations.copy(NOW, locked.said.append)

@@ -55,6 +55,7 @@ def test_a_round_trip(remote_site: Site, tmp_path: Path) -> None:
     assert Path(f"{got}.globals.sql").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_place_within_a_place_is_another_remote(tmp_path: Path, age: Age, clock: object) -> None:
     """Nothing of one remote is listed on another, and a marker is found only in its own folder."""
     site = made_site(tmp_path, age)
