@@ -82,8 +82,13 @@ class RemoteOperations:
 
     def prune(self, now: datetime, log: Log, *, dry_run: bool = False) -> RemotePruned:
         """Remove what the retention does not keep: as ``RemotePruner.prune``."""
+
+        def forget(archive: str) -> None:
+            self._update(copies=tuple(each for each in self.record.copies if each != archive))
+
+        pruner = RemotePruner(self.catalog, self.log, self.remote, self.policy)
         with self._recorded(now):
-            pruned = RemotePruner(self.catalog, self.log, self.remote, self.policy).prune(now, log, dry_run=dry_run)
+            pruned = pruner.prune(now, log, dry_run=dry_run, forget=forget)
             if not dry_run:
                 self._update(copies=pruned.kept, copies_bytes=pruned.kept_bytes)
         return pruned

@@ -55,8 +55,14 @@ class RemotePruner:
     remote: Remote
     policy: Policy
 
-    def prune(self, now: datetime, log: Log, *, dry_run: bool = False) -> RemotePruned:
+    def prune(
+        self, now: datetime, log: Log, *, dry_run: bool = False, forget: Callable[[str], object] = lambda _: None
+    ) -> RemotePruned:
         """Remove what the policy does not keep.
+
+        Args:
+            forget: called with each archive before its copy is removed: if the removal is interrupted, its absence must
+                not look like an intruder's work.
 
         Raises:
             RemoteError: the remote cannot be listed, or a removal did not succeed.
@@ -75,6 +81,7 @@ class RemotePruner:
             for decision in reversed(decisions):
                 if decision.keep or dry_run:
                     continue
+                forget(decision.archive)
                 try:
                     self._remove(decision.archive, listing, now)
                 except RemoteLockedError as error:

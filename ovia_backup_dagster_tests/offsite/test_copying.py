@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.errors import (
-    RemoteMissingError,
-)
-from ovia_backup_dagster.offsite.layout import MARKER
+from ovia_backup_dagster.core.errors import RemoteError, RemoteMissingError
+from ovia_backup_dagster.core.tiers import Tier, Weekday
+from ovia_backup_dagster.offsite.layout import MARKER, Listing
+from ovia_backup_dagster.offsite.remote_pruning import RemotePruner
+from ovia_backup_dagster.retention.policy import Policy
+from ovia_backup_dagster_tests.conftest import quiet
 from ovia_backup_dagster_tests.offsite.site import Site
 from ovia_backup_dagster_tests.support.factories import DAY, NOW, drilled
 
@@ -55,3 +59,24 @@ def test_without_its_marker_a_remote_is_left_alone(site: Site) -> None:
     with pytest.raises(RemoteMissingError, match="its disk is not mounted"):
         site.copy()
     assert site.objects() == before
+
+
+def test_an_interrupted_removal_is_no_intruders_work(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two copies that go, the first is gone when the removal fails: no one is told that it vanished."""
+    old = [str(site.backup(NOW - days * DAY)) for days in (40, 39)]
+    newest = str(site.backup(NOW - DAY))
+    site.operations.copy(NOW, quiet)
+    site.policy = Policy({Tier.DAILY: 1, Tier.WEEKLY: 1}, Weekday.SUNDAY, ZoneInfo("UTC"))
+    whole = RemotePruner._remove
+
+    def remove(pruner: RemotePruner, archive: str, listing: Listing, now: datetime) -> None:
+        if archive != old[0]:
+            raise RemoteError("the connection was lost")
+        whole(pruner, archive, listing, now)
+
+    monkeypatch.setattr(RemotePruner, "_remove", remove)
+    with pytest.raises(RemoteError):
+        site.operations.prune(NOW, quiet)
+    site.operations.copy(NOW, quiet)
+    assert site.operations.record.findings == ()
+    assert site.operations.record.copies == (old[1], newest)
