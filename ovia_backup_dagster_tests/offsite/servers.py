@@ -243,6 +243,8 @@ class Resetting:
                     self.resets -= 1
                     for each in (one, other):
                         each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        # The other thread holds the connection open while it reads.
+                        each.shutdown(socket.SHUT_RDWR)
                         each.close()
                     return
                 other.sendall(data)
