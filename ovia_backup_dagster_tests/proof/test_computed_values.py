@@ -20,6 +20,7 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.proof.check_results import CheckResult, Result
 from ovia_backup_dagster.proof.computed_comparison import compare
 from ovia_backup_dagster_tests.conftest import PortCluster, execute, quiet
+from ovia_backup_dagster_tests.support.dagster_ui import awaited
 from ovia_backup_dagster_tests.support.drilling import Drilling, by_check, database, one
 
 ROLE = "of computed values"
@@ -405,8 +406,11 @@ def test_reading_computed_values_ends_soon_after_pg_dump(server: PortCluster, mo
             assert recorder.snapshot
             found = recorder.finish(0.2)
         sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'endless'"
-        with psycopg.connect(host=source.host, port=source.port, dbname="postgres", user=source.user) as session:
-            assert session.execute(sessions).fetchone() == (0,)
+        with psycopg.connect(
+            host=source.host, port=source.port, dbname="postgres", user=source.user, autocommit=True
+        ) as session:
+            # A server process ends a moment after its client.
+            awaited(lambda: session.execute(sessions).fetchone() == (0,), 10)
     assert found.left_out.keys() == {"public.t", "public.v"}
     assert "more than 30 s longer" in found.left_out["public.v"]
 
