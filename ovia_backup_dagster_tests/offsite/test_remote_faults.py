@@ -170,7 +170,11 @@ def test_a_connection_that_is_reset_each_time_is_an_error(ground: Ground, rng: R
     new = ground.site.backup(NOW, big(rng)).path
     with Resetting(ground.server.port, from_client=MEGABYTE) as proxy:
         ground.server.configure(proxy.port)
-        with unchanged(ground.site), pytest.raises(RemoteUnreachableError, match="the connection was lost"):
+        # For S3, rclone repeats each part, and may still do so when nothing has moved for as long as is allowed.
+        given_up = pytest.raises(
+            (RemoteUnreachableError, RemoteStalledError), match=r"the connection was lost|has not answered"
+        )
+        with unchanged(ground.site), given_up:
             ground.site.copy()
     ground.server.configure()
     completed(ground.site, new, tmp_path / "new")
