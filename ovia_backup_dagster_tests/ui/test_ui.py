@@ -112,7 +112,7 @@ def test_the_alert_asset_is_red_in_trouble_and_else_green(
     assert launched == "Success"
     with visiting(browser, deployment.url) as before:
         before.open_graph()
-        expect(before.node(ALERT)).to_contain_text("8 / 9 Passed")
+        expect(before.node(ALERT)).to_contain_text("9 / 10 Passed")
         assert colour(before.node(ALERT).get_by_text("Materialized", exact=True)) == "red"
 
     told = len(deployment.people.messages)
@@ -121,7 +121,7 @@ def test_the_alert_asset_is_red_in_trouble_and_else_green(
     site.open_asset(ALERT)
     expect(site.metadata("message")).to_have_text("nothing is wrong; no message was sent")
     site.open_graph()
-    expect(site.node(ALERT)).to_contain_text("9 / 9 Passed")
+    expect(site.node(ALERT)).to_contain_text("10 / 10 Passed")
     assert colour(site.node(ALERT).get_by_text("Materialized", exact=True)) == "green"
 
 
