@@ -12,7 +12,6 @@ from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.doctor.report import Area, Observation, failed, from_answer, ok, warn
 from ovia_backup_dagster.health.condition import about_copies
-from ovia_backup_dagster.offsite.layout import Listing
 from ovia_backup_dagster.offsite.rclone import Remote
 from ovia_backup_dagster.offsite.remote_configuration import require_configured
 from ovia_backup_dagster.offsite.remote_log import RemoteLog
@@ -50,7 +49,7 @@ def _remote(system: BackupSystem, remote: Remote) -> Iterator[Observation]:
         require_configured(remote)
         remote_log = RemoteLog(remote, system.required_statement_log)
         remote_log.marker()
-        listing = Listing.of({path: stored.size_bytes for path, stored in remote.listing().items()})
+        listing = remote_log.listing()
         remote_log.require_ours(listing)
         free = remote.free_bytes()
     except BackupError as error:

@@ -88,4 +88,4 @@ class Copies:
 
     def size_of(self, archive: str) -> int:
         """The bytes that a copy has on the remote."""
-        return sum(self.listing.sizes[path] for path in self.listing.files_of(archive))
+        return self.listing.size_of(archive)

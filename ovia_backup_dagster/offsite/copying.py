@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.human_text import human_bytes, seconds
 from ovia_backup_dagster.offsite.copies import Copies
 from ovia_backup_dagster.offsite.copy_plan import missing_copies
 from ovia_backup_dagster.offsite.encryption import Age
-from ovia_backup_dagster.offsite.layout import BACKUPS, SIGNATURE, Listing, file_path, receipt_path
+from ovia_backup_dagster.offsite.layout import BACKUPS, SIGNATURE, file_path, receipt_path
 from ovia_backup_dagster.offsite.rclone import Remote, Stored
 from ovia_backup_dagster.offsite.receipt import CopiedFile, Receipt
 from ovia_backup_dagster.offsite.remote_configuration import require_configured
@@ -87,7 +87,7 @@ class Copier:
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
             marker = remote_log.marker()
-            listing = self.listing()
+            listing = remote_log.listing()
             remote_log.require_ours(listing)
             remote_log.continue_there(listing)
             copies = remote_log.copies(marker, listing)
@@ -117,14 +117,6 @@ class Copier:
             elapsed_seconds=time.monotonic() - began,
             failed=failed,
         )
-
-    def listing(self) -> Listing:
-        """All that the remote has.
-
-        Raises:
-            RemoteError: it cannot be listed whole.
-        """
-        return Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
 
     def _verified(self, now: datetime) -> Iterator[Backup]:
         for backup in self.catalog.newest_first():

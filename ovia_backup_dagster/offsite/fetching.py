@@ -82,7 +82,7 @@ class Fetcher:
         """
         require_configured(self.remote)
         remote_log = RemoteLog(self.remote, self.log)
-        listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
+        listing = remote_log.listing()
         if MARKER not in listing.sizes:
             raise remote_log.no_marker()
         seen = self.log.chain().head

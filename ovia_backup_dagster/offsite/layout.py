@@ -100,6 +100,10 @@ class Listing:
             strangers=tuple(sorted(strangers)),
         )
 
+    def size_of(self, archive: str) -> int:
+        """The bytes of everything that belongs to a backup."""
+        return sum(self.sizes[path] for path in self.files_of(archive))
+
     def files_of(self, archive: str) -> list[str]:
         """The paths of everything that belongs to a backup, the receipts last: the order in which they are removed is
         the reverse.

@@ -44,7 +44,7 @@ class RemoteLog:
         """
         if self.remote.read(MARKER) is not None:
             return self.marker()
-        listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
+        listing = self.listing()
         # The signature precedes the marker: a run that was killed between the two is repeated.
         if others := listing.sizes.keys() - {MARKER + SIGNATURE}:
             raise RemoteForeignError(
@@ -57,6 +57,14 @@ class RemoteLog:
         self.remote.write(MARKER + SIGNATURE, self.log.sign(content))
         self.remote.write(MARKER, content)
         return marker
+
+    def listing(self) -> Listing:
+        """All that the remote has.
+
+        Raises:
+            RemoteError: it cannot be listed whole.
+        """
+        return Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
 
     def marker(self) -> Marker:
         """The remote's marker.

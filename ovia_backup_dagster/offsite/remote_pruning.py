@@ -73,7 +73,7 @@ class RemotePruner:
         remote_log = RemoteLog(self.remote, self.log)
         with exclusively(self.catalog.root, self.remote):
             marker = remote_log.marker()
-            listing = Listing.of({path: stored.size_bytes for path, stored in self.remote.listing().items()})
+            listing = remote_log.listing()
             remote_log.require_ours(listing)
             decisions = plan_remote(remote_log.copies(marker, listing).complete, self.policy, now)
             removed: list[str] = []
@@ -89,16 +89,16 @@ class RemotePruner:
                     log(f"{self.remote}: {decision.archive} stays, {locked[decision.archive]}")
                 else:
                     removed.append(decision.archive)
-                    size = human_bytes(_size(listing, decision.archive))
+                    size = human_bytes(listing.size_of(decision.archive))
                     log(f"{self.remote}: removed {decision.archive}, {size}: {decision.reason}")
         kept = tuple(decision.archive for decision in decisions if decision.archive not in removed)
         return RemotePruned(
             decisions=tuple(decisions),
             removed=tuple(removed),
             locked=locked,
-            freed_bytes=sum(_size(listing, archive) for archive in removed),
+            freed_bytes=sum(map(listing.size_of, removed)),
             kept=kept,
-            kept_bytes=sum(_size(listing, archive) for archive in kept),
+            kept_bytes=sum(map(listing.size_of, kept)),
         )
 
     def _remove(self, archive: str, listing: Listing, now: datetime) -> None:
@@ -133,7 +133,3 @@ class RemotePruner:
                 why=f"locked until {until:%Y-%m-%d %H:%M} UTC",
                 fix="wait for the end of the lock",
             )
-
-
-def _size(listing: Listing, archive: str) -> int:
-    return sum(listing.sizes[path] for path in listing.files_of(archive))

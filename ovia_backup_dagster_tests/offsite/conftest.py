@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -18,16 +17,13 @@ from ovia_backup_dagster_tests.offsite.intruder import CONTENTS, Scene
 from ovia_backup_dagster_tests.offsite.servers import Kind, Server, site_on, until_ended
 from ovia_backup_dagster_tests.offsite.site import Clock, Site, made_site, set_clock
 from ovia_backup_dagster_tests.support.factories import DAY, NOW
+from ovia_backup_dagster_tests.support.remotes import new_age
 from ovia_backup_dagster_tests.support.signed_logs import forgotten
 
 
 @pytest.fixture(scope="session")
 def age(tmp_path_factory: pytest.TempPathFactory) -> Age:
-    """A new identity, made by age-keygen."""
-    identity = tmp_path_factory.mktemp("age") / "identity.txt"
-    subprocess.run(("age-keygen", "-o", identity), check=True, capture_output=True)
-    recipient = identity.read_text().partition("public key: ")[2].split()[0]
-    return Age((recipient,), identity)
+    return new_age(tmp_path_factory.mktemp("age"))
 
 
 @pytest.fixture
