@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import ProgramError
@@ -86,15 +87,7 @@ class Demo:
         log(f"running {' and '.join(_JOBS)} through Dagster (their log: {output})")
         command = (*_LAUNCH, str(_checkout() / "workspace.yaml"), *_JOBS)
         with open(output, "wb") as file:
-            # In its own session: it starts a code server and runs, which must end with it.
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                cwd=_checkout(),
-                start_new_session=True,
-            )
+            process = start_group(command, env=environment, stdout=subprocess.PIPE, stderr=file, cwd=_checkout())
             succeeded = 0
             try:
                 assert process.stdout is not None
@@ -136,8 +129,7 @@ class Demo:
             log(f"the Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
             where = ("--workspace", str(_checkout() / "workspace.yaml"), "--host", "127.0.0.1", "--port", str(port))
             command = (_DG, "dev", *where)
-            # In its own session: it starts code servers and runs, which must end with it.
-            process = subprocess.Popen(command, env=self._environment(cluster), cwd=_checkout(), start_new_session=True)
+            process = start_group(command, env=self._environment(cluster), cwd=_checkout())
             try:
                 return process.wait()
             except (KeyboardInterrupt, SystemExit):
@@ -238,14 +230,25 @@ def _alone(cluster: Cluster) -> Iterator[None]:
         yield
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL.
+def start_group(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, so that :func:`end_group` ends all that it starts.
 
-    A shell starts background jobs with SIGINT ignored, and their children inherit that: then SIGTERM is the first.
+    A shell starts background jobs with SIGINT ignored, and programs inherit that; but Dagster ends its parts by SIGINT.
     """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs inherit no handler, but the default
+    try:
+        return subprocess.Popen(command, start_new_session=True, **options)
+    finally:
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL."""
     process.poll()
-    asked = ((signal.SIGINT, 20.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
-    for kind, seconds in asked[signal.getsignal(signal.SIGINT) is signal.SIG_IGN :]:
+    for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds
         try:
             os.killpg(process.pid, kind)
