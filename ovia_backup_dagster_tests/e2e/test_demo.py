@@ -127,6 +127,7 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
             "daily_backup_schedule": "RUNNING",
             "history_pruning_schedule": "RUNNING",
             "kept_databases_schedule": "RUNNING",
+            "offsite_verification_schedule": "RUNNING",
             "restore_drill_schedule": "RUNNING",
         }
         sensors = {s["name"]: s["sensorState"]["status"] for s in repository["sensors"]}
