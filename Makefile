@@ -51,7 +51,7 @@ test-faults: install $(FULL_POSTGRESQL)/.unpacked ## every fault and every exhau
 # The UTC date selects a different third each day; FAULTS_SEED, a number, overrides it: three numbers in a row select all.
 test-third: export EXHAUSTIVE := third
 test-third: install $(FULL_POSTGRESQL)/.unpacked ## a third of the exhaustive tests but for the many rounds of faults
-	$(PYTEST) -m "exhaustive and not faults" --ignore=ovia_backup_dagster_tests/swarm
+	$(PYTEST) -m "exhaustive and not many_rounds" --ignore=ovia_backup_dagster_tests/swarm
 
 PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health settings golden \
 	proof/test_comparison.py proof/test_record.py restoration/test_journal.py restoration/test_stored_steps.py \
@@ -124,7 +124,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 
 lock: ## resolve the dependencies to their newest versions (needs uv)
 	$(LOCK) --upgrade --extra demo --extra swarm --extra storage --extra offsite --group dev -o requirements.lock
-	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --group build \
+	$(LOCK) --upgrade --constraint requirements.lock --extra swarm --extra storage --extra offsite --group build \
 		-o deploy/requirements.lock
 
 clean: ## remove everything that make created

@@ -20,6 +20,7 @@ from random import Random
 
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from ovia_backup_dagster.core.catalog import Catalog
@@ -49,6 +50,10 @@ DROP_ALL_TABLES = """
 """
 
 _numbers = count(1)
+
+# A busy machine may take any time for an example.
+hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.load_profile("tests")
 
 # A process in a shell's background ignores SIGINT, and so would all programs that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -107,11 +107,11 @@ def docker_filter_role() -> None:
 
 @click.command("doctor")
 def doctor_role() -> None:
-    """Run the doctor at intervals; the container is unhealthy while something will fail."""
+    """Run the doctor at intervals, and state signs of life; the container is unhealthy while something will fail."""
     collect_secrets()
     said: list[str] = []
     while True:
-        lines = _examine()
+        lines = [*_examine(), *state_alive()]
         bad = [line for line in lines if line["level"] != "ok"]
         words = [f"{line['level']:<5}{line['text']}{'. Next: ' if line['fix'] else ''}{line['fix']}" for line in bad]
         if words != said:
@@ -123,6 +123,20 @@ def doctor_role() -> None:
         else:
             UNWELL.unlink(missing_ok=True)
             time.sleep(DOCTOR_INTERVAL_SECONDS)
+
+
+def state_alive() -> list[dict[str, str]]:
+    """State a sign of life in the signed log, if one is due: the code server cannot, since it only reads the volume."""
+    if not os.environ.get("BACKUP_SIGNING_KEY_FILE"):
+        return []
+    command = (sys.executable, "-m", "ovia_backup_dagster.cli.main", "log", "alive")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOCTOR_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        return [{"level": "warn", "text": f"no sign of life was stated in the signed log: {error}", "fix": ""}]
+    if not done.returncode:
+        return []
+    return [{"level": "warn", "text": done.stderr.strip().removeprefix("ovia-backup: "), "fix": ""}]
 
 
 def _examine() -> list[dict[str, str]]:
@@ -174,12 +188,18 @@ def container_context(environment: Mapping[str, str]) -> dict[str, Any]:
         for name, value in sorted(environment.items())
         if value and (name in variable_names() or name.startswith("PGSSL"))
     ]
+
+    def names(variable: str) -> list[str]:
+        return environment.get(variable, "").split()
+
     return {
         "docker": {
             "env_vars": passed,
-            "networks": environment.get("RUN_NETWORKS", "").split(),
-            "container_kwargs": {"volumes": environment.get("RUN_VOLUMES", "").split()},
-        }
+            "networks": names("RUN_NETWORKS"),
+            "container_kwargs": {"volumes": names("RUN_VOLUMES")},
+        },
+        # For the runs that copy: ``defs.run_launcher``.
+        "ovia_offsite": {"networks": names("RUN_OFFSITE_NETWORKS"), "volumes": names("RUN_OFFSITE_VOLUMES")},
     }
 
 

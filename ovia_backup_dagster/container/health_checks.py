@@ -118,13 +118,15 @@ def docker_is_ready() -> None:
     from docker.errors import DockerException, NotFound
 
     launcher = _instance_settings()["run_launcher"]["config"]
-    networks = [*launcher["networks"], *os.environ.get("RUN_NETWORKS", "").split()]
+    networks = [(name, "networks of the launcher in deploy/dagster.yaml") for name in launcher["networks"]]
+    for variable in ("RUN_NETWORKS", "RUN_OFFSITE_NETWORKS"):
+        networks += [(name, variable) for name in os.environ.get(variable, "").split()]
     image = os.environ.get("DAGSTER_CURRENT_IMAGE", "")
     try:
         with contextlib.closing(sdk.from_env(timeout=10)) as client:
             client.ping()
-            for name in networks:
-                _require_attachable(client, name)
+            for name, variable in networks:
+                _require_attachable(client, name, variable)
             try:
                 client.images.get(image)
             except NotFound:
@@ -141,7 +143,7 @@ def docker_is_ready() -> None:
         ) from None
 
 
-def _require_attachable(client: Any, name: str) -> None:
+def _require_attachable(client: Any, name: str, variable: str) -> None:
     from docker.errors import NotFound
 
     try:
@@ -149,8 +151,8 @@ def _require_attachable(client: Any, name: str) -> None:
     except NotFound:
         raise ContainerError(
             f"there is no network {name} for runs",
-            why="RUN_NETWORKS does not name a network of the stack that is backed up",
-            fix="docker network ls; then set RUN_NETWORKS, and the network backed-up, in deploy/stack.yml",
+            why=f"{variable} names it, and Docker does not have it",
+            fix=f"docker network ls; correct {variable} and the networks of the stack's files; then deploy/deploy.sh",
         ) from None
     if found.get("Driver") == "overlay" and not found.get("Attachable"):
         raise ContainerError(

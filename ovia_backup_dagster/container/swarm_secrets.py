@@ -27,6 +27,13 @@ FILE_VARIABLES = {
     "RESTORE_POSTGRES_PASSWORD": "RESTORE_POSTGRES_PASSWORD_FILE",
     "BACKUP_NOTIFY_URLS": "BACKUP_NOTIFY_URLS_FILE",
 }
+#: All variables that name the file of a secret.
+SECRET_FILES = (
+    *sorted(set(FILE_VARIABLES.values())),
+    "BACKUP_SIGNING_KEY_FILE",
+    "BACKUP_VERIFY_KEY_FILE",
+    "RCLONE_CONFIG",
+)
 
 
 def refuse_secret_values(environment: Mapping[str, str]) -> None:
@@ -76,7 +83,7 @@ def collect_secrets() -> None:
             why=str(error),
             fix="docker secret ls; each of deploy/stack.yml must be there (docs/runbook.md, Installing)",
         ) from None
-    for name in sorted(set(FILE_VARIABLES.values())):
+    for name in SECRET_FILES:
         if path := os.environ.get(name):
             require_readable(Path(path), name)
 

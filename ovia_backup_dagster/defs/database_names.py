@@ -59,6 +59,8 @@ LOCATION_NAMES = (
     OFFSITE_VERIFICATION_SCHEDULE,
     FRESHNESS_SENSOR,
 )
+#: The names of all assets of remotes begin with it.
+_OFFSITE = "offsite_"
 _ASSETS = (*DAILY_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, DOCTOR)
 #: One of these names as a whole word, without a prefix.
 _NAME = re.compile(rf"(?<![\w/])(?:{'|'.join((*LOCATION_NAMES, *_ASSETS))})(?![\w/])")
@@ -139,17 +141,17 @@ class DatabaseNames:
     @staticmethod
     def offsite_copy(remote: str) -> str:
         """The asset that copies to a remote; a name of Dagster has no hyphens."""
-        return f"offsite_copy_{remote.replace('-', '_')}"
+        return f"{_OFFSITE}copy_{remote.replace('-', '_')}"
 
     @staticmethod
     def offsite_pruning(remote: str) -> str:
         """The asset that removes copies from a remote."""
-        return f"offsite_pruning_{remote.replace('-', '_')}"
+        return f"{_OFFSITE}pruning_{remote.replace('-', '_')}"
 
     @staticmethod
     def offsite_verification(remote: str) -> str:
         """The asset that checks the copies on a remote."""
-        return f"offsite_verification_{remote.replace('-', '_')}"
+        return f"{_OFFSITE}verification_{remote.replace('-', '_')}"
 
     @property
     def schedule_minute(self) -> int:
@@ -169,3 +171,8 @@ class DatabaseNames:
 
     def _prefixed(self, name: str) -> str:
         return f"{self.prefix}_{name}" if self.prefix else name
+
+
+def is_offsite(key: dg.AssetKey) -> bool:
+    """Whether an asset is about copies on a remote, of any database."""
+    return key.path[-1].startswith(_OFFSITE)

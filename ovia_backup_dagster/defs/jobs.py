@@ -18,7 +18,7 @@ from ovia_backup_dagster.defs.database_names import (
     RESTORE_DRILL_JOB,
     DatabaseNames,
 )
-from ovia_backup_dagster.defs.policies import LONG_TAG, Priority, database_tags, drill_tags, run_tags
+from ovia_backup_dagster.defs.policies import LONG_TAG, OFFSITE_TAG, Priority, database_tags, drill_tags, run_tags
 from ovia_backup_dagster.settings.model import Settings
 
 
@@ -26,10 +26,11 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
     """The jobs, tagged with the database and, if they write backups, with the volume."""
     remotes = [remote.name for remote in settings.offsite_remotes]
     copies = [name for remote in remotes for name in (names.offsite_copy(remote), names.offsite_pruning(remote))]
+    offsite = {OFFSITE_TAG: "copy"} if remotes else {}
     daily = dg.define_asset_job(
         names.in_location(DAILY_BACKUP_JOB),
         selection=dg.AssetSelection.assets(*map(names.key, (*DAILY_CHAIN, *copies))),
-        tags=run_tags(settings),
+        tags={**run_tags(settings), **offsite},
         executor_def=dg.in_process_executor,
         description="Dump the database, verify the dump to the last byte, promote it on the weekly day, and prune. "
         "Then copy it to each remote.",
@@ -62,7 +63,7 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
         verification = dg.define_asset_job(
             names.in_location(OFFSITE_VERIFICATION_JOB),
             selection=dg.AssetSelection.assets(*(names.key(names.offsite_verification(name)) for name in remotes)),
-            tags={**database_tags(settings), **Priority.DRILL.tag, LONG_TAG: "offsite"},
+            tags={**database_tags(settings), **Priority.DRILL.tag, LONG_TAG: "offsite", OFFSITE_TAG: "verify"},
             executor_def=dg.in_process_executor,
             description="Check the copies on every remote, and read one back from each.",
         )

@@ -26,6 +26,8 @@ DATABASE_TAG = "ovia/database"
 MAX_RETRIES = 3
 #: On runs that may take hours: dagster.yaml limits them, to leave slots for all other runs.
 LONG_TAG = "ovia/long"
+#: On runs that copy to remotes: only their containers reach them (``run_launcher``).
+OFFSITE_TAG = "ovia/offsite"
 #: Exempts a run from `max_runtime_seconds`, after which run monitoring ends a run.
 NO_TIME_LIMIT = {dg.MAX_RUNTIME_SECONDS_TAG: "0"}
 #: A drill ends itself at its limit, with evidence. Dagster ends it only this much later.

@@ -34,10 +34,22 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
     ),
     (r"knownhosts:|host key", RemoteAccessError, "its host key is not the one in known_hosts_file", _CHECK),
     (
-        r"RequestTimeTooSkewed|time.*too large",
+        r"RequestTimeTooSkewed|RequestExpired|difference between the request time and",
         RemoteAccessError,
         "the clock of this host differs from the store's",
         "timedatectl; then {try_it}",
+    ),
+    (
+        r"certificate has expired or is not yet valid",
+        RemoteAccessError,
+        "its certificate has expired, or the clock of this host is wrong",
+        "timedatectl; then {try_it}",
+    ),
+    (
+        r"\bx509:|tls: failed to verify",
+        RemoteAccessError,
+        "its TLS certificate is not trusted here",
+        "check the address in RCLONE_CONFIG; if the store has an authority of its own: SSL_CERT_FILE; then {try_it}",
     ),
     (r"NoSuchBucket|bucket does not exist", RemoteMissingError, "there is no such bucket", _CHECK),
     (

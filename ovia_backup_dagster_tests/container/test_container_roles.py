@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dagster_docker.container_context import DockerContainerContext
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +19,12 @@ from hypothesis import strategies as st
 from ovia_backup_dagster.container import container_roles, swarm_secrets
 from ovia_backup_dagster.container.errors import ContainerError, NotThereYetError
 from ovia_backup_dagster.core.errors import SettingsError
+from ovia_backup_dagster.signing.statement_log import StatementLog
 from ovia_backup_dagster_tests.conftest import REPOSITORY
+from ovia_backup_dagster_tests.support.signed_logs import aged, key_settings, statement_paths
 
 DEPLOY = REPOSITORY / "deploy"
+OFFSITE_SECRETS = ("signing_key", "verify_key", "rclone_config")
 
 
 def test_runs_get_the_code_servers_settings() -> None:
@@ -36,8 +40,10 @@ def test_runs_get_the_code_servers_settings() -> None:
             "HOSTNAME": "x",
             "RUN_NETWORKS": "a b",
             "RUN_VOLUMES": "data:/backups  logs:/logs:ro",
+            "RUN_OFFSITE_NETWORKS": "outside",
         }
     )
+    assert context["ovia_offsite"] == {"networks": ["outside"], "volumes": []}
     assert context["docker"] == {
         "env_vars": [
             "DRILL_CHECK_COMMAND=test 1 = 1; echo 'x'",
@@ -71,12 +77,13 @@ def test_a_password_inside_another_setting_is_refused(name: str) -> None:
 
 def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     """As Dagster's launcher makes it from the stack's own files; the secrets exist as files."""
-    for name in ("postgres_password", "notify_urls", "storage_password", "restore_password"):
+    for name in ("postgres_password", "notify_urls", "storage_password", "restore_password", *OFFSITE_SECRETS):
         swarm_secrets.SECRETS.joinpath(name).write_text(f"geheim-{name}")
     swarm_secrets.collect_secrets()
     stack = yaml.safe_load((DEPLOY / "stack.yml").read_text("utf-8"))
-    overlay = yaml.safe_load((DEPLOY / "restore.yml").read_text("utf-8"))
-    given = {**stack["x-database"], **overlay["x-restore"]}
+    given = dict(stack["x-database"])
+    for name in ("restore", "signing", "offsite"):
+        given |= yaml.safe_load((DEPLOY / f"{name}.yml").read_text("utf-8"))[f"x-{name}"]
     swarm_secrets.refuse_secret_values(given)
     launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]
     made: Any = DockerContainerContext.create_from_config(container_roles.container_context(given))  # type: ignore[no-untyped-call]
@@ -85,8 +92,33 @@ def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     assert "environment" not in launcher["container_kwargs"]
     variables = dict(variable.split("=", 1) for variable in made.env_vars)
     assert variables.keys() & swarm_secrets.FILE_VARIABLES.keys() == set()
-    assert {name for name in variables if name.endswith("_FILE")} == set(swarm_secrets.FILE_VARIABLES.values())
+    named = {name for name in variables if name.endswith("_FILE") or name == "RCLONE_CONFIG"}
+    assert named == set(swarm_secrets.SECRET_FILES)
     assert "geheim" not in str(variables)
+
+
+def test_the_doctor_states_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can write to the volume, and reports why there is none. ``signing`` tests when one is due."""
+    monkeypatch.delenv("BACKUP_SIGNING_KEY_FILE", raising=False)
+    assert container_roles.state_alive() == []
+    for name in ("HOST", "DB", "USER"):
+        monkeypatch.setenv(f"POSTGRES_{name}", "ovia")
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path / "volume"))
+    monkeypatch.setenv("BACKUP_SIGNING_KEY_FILE", str(tmp_path / "gone"))
+    monkeypatch.setenv("BACKUP_VERIFY_KEY_FILE", str(tmp_path / "gone.pub"))
+    [line] = container_roles.state_alive()
+    assert line["level"] == "warn"
+    assert f"{tmp_path / 'gone.pub'}" in line["text"]
+    assert "Next: " in line["text"]
+    key = Ed25519PrivateKey.generate()
+    for name, value in key_settings(tmp_path / "keys", key).items():
+        monkeypatch.setenv(name, value)
+    assert container_roles.state_alive() == []
+    volume = tmp_path / "volume"
+    StatementLog(volume, "ovia", key.public_key(), key).published("ovia_daily_2026-01-01_030000.dump", 1, "0" * 64, {})
+    aged(volume, "ovia", key, 24)
+    assert container_roles.state_alive() == []
+    assert len(statement_paths(volume, "ovia")) == 2
 
 
 def test_a_runs_output_goes_to_a_file_and_old_files_are_removed(tmp_path: Path) -> None:

@@ -373,6 +373,7 @@ def test_a_failed_check_fails_the_run_in_one_line(new_location: NewLocation, vol
     assert "what it said" not in "".join(path.read_text() for path in (volume / "drills").glob("*.*"))
 
 
+@pytest.mark.exhaustive
 def test_an_altered_archive_is_not_restored(new_location: NewLocation, people: Receiver) -> None:
     """Checks that were not reached are not called passed; one message tells of the bad backup and the failed drill."""
     location: Location = new_location(BACKUP_NOTIFY_URLS=people.url)
@@ -659,6 +660,7 @@ def test_ui_command_line_and_schedule_give_the_same_evidence(drilled: Drilled, t
 # ---------------------------------------------------------------- secrets
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("code", thinned([0, 3]))
 def test_no_password_is_recorded_anywhere(
     new_location: NewLocation,

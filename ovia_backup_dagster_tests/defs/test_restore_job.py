@@ -159,6 +159,7 @@ def test_without_the_word_of_a_plan_nothing_is_done(backed_up: Location, databas
     assert "no word was given" in refused(run(backed_up, action="restore", mode="drop"))
 
 
+@pytest.mark.exhaustive
 def test_the_word_of_a_plan_is_valid_once(backed_up: Location, database: Connection) -> None:
     given = word(backed_up)
     assert re.fullmatch(rf"{database.database}-\d{{8}}T\d{{6}}Z", given)
@@ -398,6 +399,7 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
     assert "nothing to abort" in refused(run(backed_up, action="abort"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("action", "outcome"), thinned([("resume", "done"), ("abort", "put back")]))
 def test_a_killed_restore_is_resumed_or_aborted(
     backed_up: Location, database: Connection, bin_dir: Path, tmp_path: Path, action: str, outcome: str

@@ -13,6 +13,7 @@ import yaml
 
 from ovia_backup_dagster import __version__
 from ovia_backup_dagster.container.swarm_secrets import FILE_VARIABLES
+from ovia_backup_dagster.defs.run_launcher import OffsiteRunLauncher
 from ovia_backup_dagster.settings.model import variable_names
 from ovia_backup_dagster_tests.conftest import REPOSITORY
 
@@ -22,12 +23,14 @@ NOT_IN_STACK = {
     *FILE_VARIABLES,
     "BACKUP_ASSET_PREFIX",
     "PG_BIN_DIR",
-    # The stack has no secrets for the keys yet: docs/signing.md.
-    "BACKUP_SIGNING_KEY_FILE",
-    "BACKUP_VERIFY_KEY_FILE",
-    # Nor for copies on remotes.
-    "RCLONE_CONFIG",
-    *(name for name in variable_names() if name.startswith("OFFSITE_")),
+    # The identity that decrypts copies does not belong on the host that makes them.
+    "OFFSITE_IDENTITY_FILE",
+}
+#: A stack file that is optional -> its settings, and the services that it gives them to.
+OVERLAYS = {
+    "restore.yml": ("x-restore", {"code-server", "console"}),
+    "signing.yml": ("x-signing", {"code-server", "console", "doctor"}),
+    "offsite.yml": ("x-offsite", {"code-server", "console", "doctor"}),
 }
 
 
@@ -43,20 +46,47 @@ def test_production_and_a_checkout_share_settings(part: str) -> None:
 
 
 def test_every_setting_can_be_set_in_the_stack() -> None:
-    there, to_restore = set(read("stack.yml")["x-database"]), set(read("restore.yml")["x-restore"])
-    assert variable_names() - there - to_restore - NOT_IN_STACK == set()
-    assert (there | to_restore) & NOT_IN_STACK == set()
-    assert there & to_restore == set()
+    given = [set(read("stack.yml")["x-database"]), *(set(read(file)[key]) for file, (key, _) in OVERLAYS.items())]
+    assert variable_names() - set().union(*given) == NOT_IN_STACK
+    # Each has one place.
+    assert sum(map(len, given)) == len(set().union(*given))
+
+
+@pytest.mark.parametrize("file", OVERLAYS)
+def test_an_overlay_gives_settings_and_secrets_together(file: str) -> None:
+    """A service with the settings and without the secrets they name would not start."""
+    overlay = read(file)
+    key, services = OVERLAYS[file]
+    given = {name: about for name, about in overlay["services"].items() if name != "daemon"}
+    assert given.keys() == services
+    for name, about in given.items():
+        assert overlay[key].items() <= about["environment"].items(), name
+        mounted = {secret["target"] for secret in about["secrets"]}
+        named = {Path(value).name for value in overlay[key].values() if value.startswith("/run/ovia-backup/")}
+        assert named == mounted == overlay["secrets"].keys(), name
+        for secret in about["secrets"]:
+            assert (secret["uid"], secret["gid"], secret["mode"]) == ("10001", "10001", 0o400), name
+
+
+def test_only_runs_that_copy_reach_the_remotes() -> None:
+    """Every other container of this stack is on networks of its own or of the stack that is backed up."""
+    overlay, nas = read("offsite.yml"), read("nas.yml")
+    assert overlay["networks"]["outside"] == {"name": "ovia-backup_outside", "driver": "overlay", "attachable": True}
+    on_it = {name for name, about in overlay["services"].items() if "outside" in about.get("networks", [])}
+    assert on_it == {"console", "doctor"}
+    for name in ("code-server", "daemon"):
+        assert overlay["services"][name]["environment"]["RUN_OFFSITE_NETWORKS"] == "ovia-backup_outside"
+    assert nas["services"].keys() == {"code-server", "console", "doctor"}
+    for file in ("stack.yml", "restore.yml", "signing.yml", "second-database.yml"):
+        assert "outside" not in read(file).get("networks", {}), file
+    launcher = read("dagster.yaml")["run_launcher"]
+    assert (launcher["module"], launcher["class"]) == (OffsiteRunLauncher.__module__, OffsiteRunLauncher.__name__)
 
 
 def test_only_the_overlay_can_restore() -> None:
     """The stack alone can only read the database; the overlay's settings reach only the console and runs."""
     stack, overlay = read("stack.yml"), read("restore.yml")
     assert "restore_password" not in str(stack)
-    able = {name for name, about in overlay["services"].items() if "restore_password" in str(about.get("secrets"))}
-    assert able == {"code-server", "console"}
-    for name in able:
-        assert overlay["x-restore"].items() <= overlay["services"][name]["environment"].items(), name
     for network in overlay["services"]["code-server"]["environment"]["RUN_NETWORKS"].split():
         [about] = [found for found in stack["networks"].values() if found["name"] == network]
         # A deployment does not change an existing network.
@@ -83,9 +113,9 @@ def test_one_service_is_published_one_has_the_socket() -> None:
 
 def test_networks_volumes_and_secrets_have_names() -> None:
     """Without a name, Docker prefixes the stack's name, and runs would use another object."""
-    stack = read("stack.yml")
+    files = ("stack.yml", *OVERLAYS, "second-database.yml")
     for kind in ("networks", "volumes", "secrets"):
-        for name, about in (stack[kind] | read("restore.yml").get(kind, {})).items():
+        for name, about in [item for file in files for item in read(file).get(kind, {}).items()]:
             assert about["name"], name
 
 

@@ -187,6 +187,7 @@ def test_without_any_backup_the_error_says_to_make_one(site: Site) -> None:
             site.driller.find(wanted)
 
 
+@pytest.mark.exhaustive
 def test_a_file_outside_the_volume_is_drilled_by_its_path(site: Site, tmp_path: Path) -> None:
     made = site.backup()
     elsewhere = tmp_path / '..it\'s a\ncopy; $(x) "y".dump'

@@ -163,6 +163,7 @@ def role(full_server: PortCluster) -> Iterator[Connection]:
     execute(full_server.connection(), f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}")
 
 
+@pytest.mark.exhaustive
 def test_pasted_fixes_lead_to_a_green_report(
     new_full_database: NewDatabase, full_server: PortCluster, full_bin_dir: Path, tmp_path: Path
 ) -> None:

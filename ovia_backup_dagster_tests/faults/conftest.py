@@ -29,9 +29,13 @@ _RECORD = pytest.StashKey[list[dict[str, object]]]()
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
-    """Parametrize a test's ``times``: ``few`` in the daily suite, ``many`` as an exhaustive test."""
+    """Parametrize a test's ``times``: ``few`` in the daily suite, ``many`` in ``make test-faults`` alone."""
     return pytest.mark.parametrize(
-        "times", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.exhaustive)]
+        "times",
+        [
+            pytest.param(few, id="few"),
+            pytest.param(many, id="many", marks=[pytest.mark.exhaustive, pytest.mark.many_rounds]),
+        ],
     )
 
 
@@ -47,7 +51,7 @@ def record(request: pytest.FixtureRequest) -> Record:
 
     A test with ``rounds`` is recorded only in its exhaustive form (``many``).
     """
-    few = "times" in request.fixturenames and request.node.get_closest_marker(exhaustive.MARK) is None
+    few = "times" in request.fixturenames and request.node.get_closest_marker("many_rounds") is None
 
     def write(*, fault: str, how: str, times: int, where: str = "", saw: str, then: str) -> None:
         entry = {"fault": fault, "how": how, "times": times, "where": where, "saw": saw, "then": then}

@@ -132,7 +132,7 @@ def no_room(ended: Ended) -> str:
     return "refused to begin" if NO_ROOM[1] in line else "gave up halfway"
 
 
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_the_next_run_recovers_from_a_full_disk_in_dump(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -162,7 +162,7 @@ def test_the_next_run_recovers_from_a_full_disk_in_dump(
 
 
 @pytest.mark.exhaustive
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_the_next_run_recovers_from_a_full_disk_in_verify(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -216,7 +216,7 @@ def test_the_reserve_lets_a_full_volume_verify_and_prune(place: Place, template:
 
 
 @pytest.mark.exhaustive
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_the_next_run_recovers_from_a_full_weekly_disk(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -333,7 +333,7 @@ class Breaking:
 
 
 @pytest.mark.exhaustive
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_finished_work_survives_a_power_failure(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -354,7 +354,7 @@ def test_finished_work_survives_a_power_failure(
 
 
 @pytest.mark.exhaustive
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_finished_work_survives_a_read_only_remount(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:
@@ -373,7 +373,7 @@ def test_finished_work_survives_a_read_only_remount(
 
 
 @pytest.mark.exhaustive
-@rounds(few=2, many=40)
+@rounds(few=1, many=40)
 def test_finished_work_survives_failed_write_back(
     place: Place, template: Place, rng: Random, record: Record, times: int
 ) -> None:

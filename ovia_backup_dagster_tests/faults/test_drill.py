@@ -397,6 +397,7 @@ def ended_politely(place: Place, where: str, number: signal.Signals, said: str) 
     no_half_evidence(place)
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=50)
 @pytest.mark.parametrize("where", thinned(["throwaway", "database"]))
 def test_a_drill_killed_at_any_moment_is_cleaned_up(

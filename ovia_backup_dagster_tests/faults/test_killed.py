@@ -107,6 +107,7 @@ class Kills:
         return f"ended well, each time; {self.swept} leftovers swept"
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=100)
 def test_the_next_run_recovers_from_a_killed_dump(place: Place, rng: Random, record: Record, times: int) -> None:
     kills = Kills(place, times)
@@ -252,6 +253,7 @@ def test_the_next_run_recovers_from_a_killed_promote(
     )
 
 
+@pytest.mark.exhaustive
 @rounds(few=1, many=100)
 def test_the_next_run_recovers_from_a_killed_prune(small_place: Place, rng: Random, record: Record, times: int) -> None:
     place = small_place

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ class Server:
         folder: where the server keeps its files; its first folders are S3's buckets.
         config: the file; its section is ``store``.
         options: more lines of the section.
+        host: the address that it listens at, and that clients use.
         cache: how long it does not look at its folder again; a listing of thousands takes a minute if that is short.
     """
 
@@ -50,6 +51,7 @@ class Server:
     port: int = field(default_factory=free_port)
     options: dict[str, str] = field(default_factory=dict)
     cache: str = "1ms"
+    host: str = "127.0.0.1"
 
     def __enter__(self) -> Self:
         self.folder.mkdir(exist_ok=True)
@@ -67,11 +69,12 @@ class Server:
             if not self.key.exists():
                 subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key), check=True)
             access = (*access, "--key", str(self.key))
-        command = (RCLONE, "--config", "", "serve", self.kind, "--addr", f"127.0.0.1:{self.port}", *access, self.folder)
+        at = f"{self.host}:{self.port}"
+        command = (RCLONE, "--config", "", "serve", self.kind, "--addr", at, *access, self.folder)
         # Its cache would show the tests' own changes to the folder only later.
         options = ("--dir-cache-time", self.cache, "--poll-interval", "0")
         self.process = subprocess.Popen((*command, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_port(self.port, self.process)
+        wait_for_port(self.port, self.process, self.host)
 
     def kill(self) -> None:
         self.process.kill()
@@ -94,12 +97,12 @@ class Server:
                 "provider": "Other",
                 "access_key_id": USER,
                 "secret_access_key": SECRET,
-                "endpoint": f"http://127.0.0.1:{port}",
+                "endpoint": f"http://{self.host}:{port}",
             },
-            "sftp": {"type": "sftp", "host": "127.0.0.1", "port": str(port), "user": USER, "pass": obscured(SECRET)},
+            "sftp": {"type": "sftp", "host": self.host, "port": str(port), "user": USER, "pass": obscured(SECRET)},
             "webdav": {
                 "type": "webdav",
-                "url": f"http://127.0.0.1:{port}",
+                "url": f"http://{self.host}:{port}",
                 "vendor": "rclone",
                 "user": USER,
                 "pass": obscured(SECRET),
@@ -135,12 +138,12 @@ def obscured(text: str) -> str:
     return subprocess.run((RCLONE, "obscure", text), check=True, capture_output=True, text=True).stdout.strip()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], host: str = "127.0.0.1") -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         assert process.poll() is None, "the server has ended"
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((host, port), 1).close()
         except OSError:
             time.sleep(0.02)
         else:
@@ -204,12 +207,14 @@ class Resetting:
         to: the server's port.
         from_client, from_server: the bytes after which a connection is reset.
         resets: how many connections are reset; all later ones are whole.
+        altered: changes what a client sends, without changing its length.
     """
 
     to: int
     from_client: int = 2**62
     from_server: int = 2**62
     resets: int = 2**62
+    altered: Callable[[bytes], bytes] = bytes
     port: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
@@ -231,10 +236,13 @@ class Resetting:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.to))
                 self._open += [client, server]
-                for one, other, most in ((client, server, self.from_client), (server, client, self.from_server)):
-                    threading.Thread(target=self._pass, args=(one, other, most), daemon=True).start()
+                for way in (
+                    (client, server, self.from_client, self.altered),
+                    (server, client, self.from_server, bytes),
+                ):
+                    threading.Thread(target=self._pass, args=way, daemon=True).start()
 
-    def _pass(self, one: socket.socket, other: socket.socket, most: int) -> None:
+    def _pass(self, one: socket.socket, other: socket.socket, most: int, altered: Callable[[bytes], bytes]) -> None:
         passed = 0
         with contextlib.suppress(OSError):
             while data := one.recv(CHUNK):
@@ -247,7 +255,7 @@ class Resetting:
                         each.shutdown(socket.SHUT_RDWR)
                         each.close()
                     return
-                other.sendall(data)
+                other.sendall(altered(data))
             other.shutdown(socket.SHUT_WR)
 
 

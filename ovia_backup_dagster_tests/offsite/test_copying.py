@@ -61,6 +61,7 @@ def test_without_its_marker_a_remote_is_left_alone(site: Site) -> None:
     assert site.objects() == before
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_removal_is_no_intruders_work(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two copies that go, the first is gone when the removal fails: no one is told that it vanished."""
     old = [str(site.backup(NOW - days * DAY)) for days in (40, 39)]

@@ -33,7 +33,12 @@ def error_of(stderr: str) -> BackupError:
         ("couldn't connect SSH: ssh: handshake failed: knownhosts: key mismatch", RemoteAccessError),
         ("ssh: handshake failed: ssh: unable to authenticate, attempted methods [none password]", RemoteAccessError),
         ("operation error S3: PutObject, StatusCode: 403, api error AccessDenied", RemoteAccessError),
-        ("api error RequestTimeTooSkewed: The difference between the times is too large", RemoteAccessError),
+        (
+            "RequestTimeTooSkewed: The difference between the request time and the current time is too large.",
+            RemoteAccessError,
+        ),
+        ("x509: certificate has expired or is not yet valid: current time 2020-01-01 is before", RemoteAccessError),
+        ("tls: failed to verify certificate: x509: certificate signed by unknown authority", RemoteAccessError),
         ("api error NoSuchBucket: The specified bucket does not exist", RemoteMissingError),
         ("api error AccessDenied: Access Denied because object protected by object lock", RemoteLockedError),
         ("write /mnt/nas/x: no space left on device", RemoteFullError),

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.mark.parametrize("ground", ["s3"], indirect=True)
-@pytest.mark.parametrize("moment", thinned(range(30), daily=2))
+@pytest.mark.parametrize("moment", thinned(range(30)))
 def test_the_server_is_killed_during_an_upload(moment: int, ground: Ground, rng: Random, tmp_path: Path) -> None:
     killed_server(ground, rng, tmp_path)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
@@ -37,7 +39,7 @@ from ovia_backup_dagster_tests.offsite.ground import (
     outcome,
     unchanged,
 )
-from ovia_backup_dagster_tests.offsite.servers import obscured
+from ovia_backup_dagster_tests.offsite.servers import Resetting, obscured
 from ovia_backup_dagster_tests.offsite.site import made_site
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import NOW
@@ -97,6 +99,22 @@ def test_a_server_of_another_host_key_is_refused(ground: Ground) -> None:
     ground.server.config.with_name("known_hosts").write_text(known)
     with unchanged(ground.site), pytest.raises(RemoteAccessError, match="is not the one in known_hosts_file"):
         ground.site.copy()
+
+
+@pytest.mark.exhaustive
+def test_a_clock_that_differs_from_the_stores_is_named(ground: Ground) -> None:
+    """A proxy sets the time of each request back by a day, as the clock of the host would. S3 looks at it first."""
+    assert ground.server is not None
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y%m%dT%H%M%SZ}".encode()
+
+    def late(data: bytes) -> bytes:
+        return re.sub(rb"(?i)(x-amz-date: )\d{8}T\d{6}Z", rb"\g<1>" + yesterday, data)
+
+    with Resetting(ground.server.port, altered=late) as proxy:
+        ground.server.configure(proxy.port)
+        with unchanged(ground.site), pytest.raises(RemoteAccessError, match="the clock of this host differs") as told:
+            ground.site.copy()
+    assert told.value.fix.startswith("timedatectl")
 
 
 @pytest.mark.parametrize(

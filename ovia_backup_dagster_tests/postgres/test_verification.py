@@ -281,6 +281,7 @@ def test_lost_rows_are_odd_and_hold_the_dump_before(dumper: Dumper, verifier: Ve
     assert timedelta(days=29) < hold.until - datetime.now(UTC) <= timedelta(days=30)
 
 
+@pytest.mark.exhaustive
 def test_a_table_that_swings_holds_one_dump_at_a_time(dumper: Dumper, verifier: Verifier, database: Connection) -> None:
     execute(database, "CREATE TABLE queue (a int)")
     for day, rows in enumerate([40, 3, 40, 3, 500, 3]):

@@ -387,6 +387,7 @@ def ends_well(site: Site, ended: Ended, then: str) -> None:
     ended_as(site, "new" if done else "old")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("then", thinned(BACK))
 @pytest.mark.parametrize("word", thinned([1, 4, 6, 0, 2, 3, 5]))
 def test_after_a_kill_of_the_server_all_is_whole(
@@ -734,6 +735,7 @@ def test_a_backup_of_an_unfinished_restore_is_not_pruned(site: Site) -> None:
 # ----------------------------------------------------------------------------------------- names, rights, contents
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name",
     thinned(
@@ -973,6 +975,7 @@ def test_dump_drill_and_prune_succeed_during_a_restore(site: Site) -> None:
     ended_as(site, "new")
 
 
+@pytest.mark.exhaustive
 def test_unknown_services_are_found_before_any_change(site: Site) -> None:
     nowhere = site.with_settings(
         SWARM_APP_SERVICES="ovia_ovia-api",

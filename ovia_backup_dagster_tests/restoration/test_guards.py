@@ -139,6 +139,7 @@ def test_a_role_without_createrole_is_reported(site: Site) -> None:
 # ----------------------------------------------------------------------------------------------- versions
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("major", thinned([15, 17]))
 def test_client_programs_of_another_major_are_refused(site: Site, bin_dir: Path, tmp_path: Path, major: int) -> None:
     """Another major's pg_restore can read the archive, but may send statements that the server does not know."""
@@ -364,6 +365,7 @@ def test_a_database_replaced_since_the_plan_is_refused(site: Site, mode: str) ->
     assert len(site.databases) == 2
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
     """A plan would mistake what the unfinished restore left: a missing database, or a wrong one."""
     with killed_at(3, before=False):
@@ -378,6 +380,7 @@ def test_nothing_is_planned_while_a_restore_is_unfinished(site: Site) -> None:
     assert site.restore("--plan", confirm=False).code == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", thinned(["swap", "drop"]))
 def test_a_role_with_only_the_owners_rights_can_restore(site: Site, mode: str) -> None:
     """The remedies set up the role. In ``public``, objects are created with the rights of the database's owner."""

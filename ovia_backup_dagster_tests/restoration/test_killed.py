@@ -185,6 +185,7 @@ def test_a_restore_killed_in_pg_restore_can_be_finished(swarm: tuple[Site, Engin
 _UNDO_SWAPS = UNDO.index((JournalMark.BEGUN, Step.SWAP))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("word", thinned([_UNDO_SWAPS, *(word for word in range(len(UNDO)) if word != _UNDO_SWAPS)]))
 def test_an_undo_is_resumed_and_aborted(swarm: tuple[Site, Engine], word: int) -> None:
     """Killed before and after the entry; each round undoes, in alternating directions."""

@@ -63,6 +63,7 @@ def writers(live: Connection) -> Iterator[None]:
             client.join()
 
 
+@pytest.mark.exhaustive
 @WAYS
 def test_no_client_writes_into_an_incomplete_database(site: Site, options: tuple[str, ...]) -> None:
     gone(site, options)

@@ -801,6 +801,7 @@ def test_a_missing_role_is_named_and_created_when_asked(site: Site) -> None:
         execute(site.live, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
+@pytest.mark.exhaustive
 def test_a_created_role_has_no_power_unless_named(site: Site) -> None:
     role = f"lost_{site.live.database}"
     quoted = f'"{role}"'

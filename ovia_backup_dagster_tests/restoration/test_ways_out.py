@@ -642,6 +642,7 @@ def test_a_log_that_fails_stops_no_restore(site: Site, tmp_path: Path, fails: bo
     ended_as(site, "old" if fails else "new")
 
 
+@pytest.mark.exhaustive
 def test_a_defect_during_the_abort_lists_what_is_left(site: Site) -> None:
     def defect(_: Work) -> None:
         raise RuntimeError("this was not foreseen")
@@ -674,6 +675,7 @@ def test_a_lost_terminal_puts_everything_back(site: Site) -> None:
     assert site.databases == [site.live.database]
 
 
+@pytest.mark.exhaustive
 def test_a_restore_under_nohup_outlasts_its_terminal(site: Site) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

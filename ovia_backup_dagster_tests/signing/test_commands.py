@@ -93,6 +93,7 @@ def test_a_volume_is_signed_and_a_forgery_refused(place: Place, tmp_path: Path) 
     assert (ended.code, "0 of 1 are verified" in ended.output) == (1, True), ended.output
 
 
+@pytest.mark.exhaustive
 def test_a_machine_that_only_restores_needs_no_signing_key(place: Place, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     assert place.run("keys", "init", "--to", str(keys)).code == 0

@@ -142,12 +142,12 @@ def _make_certificate(certificate: Path, key: Path) -> None:
 _TEST_SECONDS = 600
 
 #: Each module leaves the stack as the next one needs it. The first needs no stack.
-ORDER = ("test_services", "test_stack", "test_restore", "test_runbook", "test_refusals")
+_ORDERED = ("services", "stack", "restore", "runbook", "refusals", "offsite", "complete")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mine = [item for item in items if Path(item.path).parent == HERE]
-    mine.sort(key=lambda item: ORDER.index(Path(item.path).stem))
+    mine.sort(key=lambda item: _ORDERED.index(Path(item.path).stem.removeprefix("test_")))
     for item in mine:
         item.add_marker(pytest.mark.timeout(_TEST_SECONDS), append=False)
     items[:] = [*(item for item in items if item not in mine), *mine]

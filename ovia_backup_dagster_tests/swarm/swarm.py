@@ -27,6 +27,8 @@ SERVICES = ("storage", "code-server", "daemon", "webserver", "door", "docker-fil
 TITLE = "Runbook: backups of Ovia's database"
 #: The freshness sensor runs twice a minute here; the daemon may be busy, or may have restarted.
 SENSOR_SECONDS = 180
+#: How long printing a service's log may take.
+_LOG_SECONDS = 15
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _JOBS = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } jobs { name } } } } }"
 _PLAN = """query ($p: PipelineSelector!) { executionPlanOrError(pipeline: $p, mode: "default") { __typename } }"""
@@ -204,15 +206,15 @@ class Swarm:
         return f"{service}: {self.health(service)}\n{tasks}\n{self.log(service)[-1500:]}"
 
     def log(self, service: str) -> str:
-        done = subprocess.run(
-            ("docker", "service", "logs", "--raw", service),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return done.stdout
+        """A service's log. While a task is replaced, Docker prints what there is, and may then wait without end."""
+        command = ("docker", "service", "logs", "--raw", service)
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_LOG_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            return (error.stdout or b"").decode("utf-8", "replace")
+        return done.stdout.decode("utf-8", "replace")
 
     def told(self) -> list[dict[str, str]]:
         """Every notification so far."""

@@ -35,8 +35,14 @@ def lines(swarm: Swarm, service: str, text: str) -> list[str]:
 
 
 def says(swarm: Swarm, service: str, text: str, seconds: float = 120) -> str:
-    until(lambda: lines(swarm, service, text), seconds, lambda: swarm.story(f"ovia-backup_{service}"))
-    return lines(swarm, service, text)[-1]
+    found: list[str] = []
+
+    def said() -> bool:
+        found[:] = lines(swarm, service, text)
+        return bool(found)
+
+    until(said, seconds, lambda: swarm.story(f"ovia-backup_{service}"))
+    return found[-1]
 
 
 def is_unwell(swarm: Swarm, service: str, seconds: float = 240) -> None:

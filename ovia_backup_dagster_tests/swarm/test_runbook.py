@@ -130,8 +130,3 @@ def test_an_alert_says_that_all_is_well_again(swarm: Swarm) -> None:
         return [told["title"] for told in swarm.told()]
 
     until(lambda: any("all is well" in title for title in titles()), SENSOR_SECONDS, lambda: str(titles()))
-
-
-def test_every_command_of_the_runbook_was_run(swarm: Swarm) -> None:
-    every = {(heading, number) for heading, blocks in swarm.runbook.blocks().items() for number in range(len(blocks))}
-    assert every - swarm.runbook.done == set()
