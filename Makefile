@@ -37,7 +37,7 @@ test: install $(FULL_POSTGRESQL)/.unpacked $(SAMPLES)/.unpacked ## the daily sui
 
 # Needs root, and a machine without a running Docker engine: the tests start their own, with production's stack names.
 test-swarm: install $(FULL_POSTGRESQL)/.unpacked ## the Swarm stack on a real Docker engine, from nothing
-	$(BIN)/pytest -x --durations=10 ovia_backup_dagster_tests/swarm
+	$(BIN)/pytest -x --durations=25 ovia_backup_dagster_tests/swarm
 
 # Needs root, for the disks. FAULTS_SEED repeats the random moments of another run.
 test-faults: export EXHAUSTIVE := all

@@ -90,7 +90,7 @@ def _shorten_waits(clone: Path) -> None:
             2,
         ),
         # Swarm watches new tasks for this long after an update; tests wait until it has stopped watching.
-        ("deploy/stack.yml", r"monitor: 90s", "monitor: 10s", 1),
+        ("deploy/stack.yml", r"monitor: 90s", "monitor: 5s", 1),
         # Swarm waits this long before it replaces a container that ended.
         ("deploy/stack.yml", r"delay: 10s", "delay: 2s", 1),
         # A container waits this long for another service that may be starting.

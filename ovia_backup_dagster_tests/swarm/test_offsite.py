@@ -95,7 +95,7 @@ def test_a_lost_remote_is_alerted_and_the_backup_goes_on(copying: Swarm, vault: 
         copying.succeeded(copying.launch("daily_backup_job"))
         assert copying.backups()[0]["state"] == "proven"
         until(
-            lambda: any("copies on vault" in told["title"] + told["message"] for told in copying.told()),
+            lambda: any("nothing can be copied to remote vault" in told["message"] for told in copying.told()),
             SENSOR_SECONDS,
             lambda: str(copying.told()),
         )

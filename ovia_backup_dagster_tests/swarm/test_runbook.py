@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,9 @@ def test_other_commands_of_the_runbook(swarm: Swarm, heading: str, number: int, 
     assert said in swarm.follow(heading, number)
 
 
-def test_an_upgrade_runs_the_new_image(swarm: Swarm) -> None:
+def test_an_upgrade_runs_the_new_image_by_schedule(swarm: Swarm) -> None:
+    before = swarm.settings.read_text("utf-8")
+    swarm.settings.write_text(f"{before}BACKUP_SCHEDULE='* * * * *'\n", "utf-8")
     swarm.follow("Upgrading", 0)
     swarm.well()
     until(
@@ -83,13 +86,17 @@ def test_an_upgrade_runs_the_new_image(swarm: Swarm) -> None:
         180,
         lambda: swarm.story("ovia-backup_daemon"),
     )
-    until(lambda: swarm.locations(), 120, lambda: swarm.story("ovia-backup_webserver"))
-    run_id = swarm.launch("daily_backup_job")
-    used = docker("inspect", "-f", "{{.Config.Image}}", swarm.in_step(run_id, "daily_dump"))
-    assert used == "ovia-backup-dagster:next"
-    swarm.succeeded(run_id)
-    # The next test deploys the old image again.
-    swarm.settings.write_text(swarm.settings.read_text("utf-8").replace("ovia-backup-dagster:next", IMAGE), "utf-8")
+    until(lambda: _scheduled(swarm), 150, lambda: str(swarm.runs(5)))
+    run = swarm.succeeded(_scheduled(swarm)[-1]["runId"])
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert tags["dagster/image"] == "ovia-backup-dagster:next"
+    # The next test deploys the old image again, and the old schedule.
+    swarm.settings.write_text(f"{before}OVIA_BACKUP_IMAGE={IMAGE}\n", "utf-8")
+
+
+def _scheduled(swarm: Swarm) -> list[dict[str, Any]]:
+    tag = {"key": "dagster/schedule_name", "value": "daily_backup_schedule"}
+    return [run for run in swarm.runs() if tag in run["tags"]]
 
 
 def test_a_second_database_and_the_old_image(swarm: Swarm) -> None:

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
 
 import pytest
 
@@ -140,22 +139,6 @@ def test_the_runbooks_figures_are_bearable(swarm: Swarm) -> None:
     table = "".join(f"| {what} | {figure} |\n" for what, figure in rows)
     (STATE / "figures.md").write_text(f"| what | measured |\n|---|---|\n{table}", "utf-8")
     assert median(waits) < 60
-
-
-def test_the_schedule_fires(swarm: Swarm) -> None:
-    swarm.deploy(BACKUP_SCHEDULE="* * * * *")
-    try:
-        until(lambda: _scheduled(swarm), 240, lambda: str(swarm.runs(5)))
-        run_id = _scheduled(swarm)[0]["runId"]
-    finally:
-        swarm.deploy()
-    swarm.well()
-    swarm.succeeded(run_id)
-
-
-def _scheduled(swarm: Swarm) -> list[dict[str, Any]]:
-    tag = {"key": "dagster/schedule_name", "value": "daily_backup_schedule"}
-    return [run for run in swarm.runs() if tag in run["tags"]]
 
 
 def test_an_old_dump_makes_the_status_critical(swarm: Swarm) -> None:
