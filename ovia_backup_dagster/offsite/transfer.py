@@ -24,7 +24,7 @@ from ovia_backup_dagster.postgres.programs import start
 from ovia_backup_dagster.signing.statement import SignedFile
 
 Log = Callable[[str], None]
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 class Readable(Protocol):
