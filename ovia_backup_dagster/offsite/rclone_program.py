@@ -18,16 +18,18 @@ from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch
 
 #: Object lock and ``rcat --size`` need it.
 LEAST_VERSION = (1, 70)
-#: Variables of this process that reach rclone: a proxy, certificate authorities, an SSH agent.
+#: Variables of this process that reach rclone: a proxy, certificate authorities, an SSH agent, its file's password.
 _PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSH_AUTH_SOCK"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSH_AUTH_SOCK", "RCLONE_CONFIG_PASS", "RCLONE_PASSWORD_COMMAND"),
 )
 #: Go collects garbage sooner: 83 MB instead of 90 for an upload of 1 GB, in the same time.
 _OWN = {"GOGC": "40"}
 _ALWAYS = (
     *("--use-json-log", "--log-level", "NOTICE", "--retries", "1", "--low-level-retries", "5"),
     *("--contimeout", "15s", "--timeout", "60s", "--s3-no-check-bucket"),
+    # It would read the password of an encrypted file from its standard input, which is a backup.
+    "--ask-password=false",
 )
 
 

@@ -39,7 +39,7 @@ from ovia_backup_dagster_tests.offsite.ground import (
     outcome,
     unchanged,
 )
-from ovia_backup_dagster_tests.offsite.servers import Resetting, obscured
+from ovia_backup_dagster_tests.offsite.servers import RCLONE, Resetting, obscured
 from ovia_backup_dagster_tests.offsite.site import made_site
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.factories import NOW
@@ -99,6 +99,29 @@ def test_a_server_of_another_host_key_is_refused(ground: Ground) -> None:
     ground.server.config.with_name("known_hosts").write_text(known)
     with unchanged(ground.site), pytest.raises(RemoteAccessError, match="is not the one in known_hosts_file"):
         ground.site.copy()
+
+
+@pytest.mark.exhaustive
+def test_an_encrypted_configuration_needs_its_password(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ground.server is not None
+    command = (
+        RCLONE,
+        "--config",
+        ground.server.config,
+        "config",
+        "encryption",
+        "set",
+        "--password-command",
+        "echo open",
+    )
+    subprocess.run(command, check=True, capture_output=True)
+    for password, words in (("", "set RCLONE_CONFIG_PASS"), ("wrong", "wrong password|RCLONE_CONFIG_PASS")):
+        monkeypatch.setenv("RCLONE_CONFIG_PASS", password)
+        with unchanged(ground.site), pytest.raises(SettingsError, match=f"RCLONE_CONFIG=.*({words})"):
+            ground.site.copy()
+    monkeypatch.setenv("RCLONE_CONFIG_PASS", "open")
+    ground.site.backup(NOW)
+    assert len(ground.site.copy().sent) == 1
 
 
 @pytest.mark.exhaustive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from ovia_backup_dagster_tests.swarm.swarm import SENSOR_SECONDS, SERVICES, Swar
 COPIES = "Copies on remotes"
 LOST = "Losing the node"
 OUTSIDE = "ovia-backup_outside"
+NAS = STATE / "nas"
 PEOPLE = "SELECT count(*), md5(string_agg(p::text, ',' ORDER BY p::text)) FROM people p"
 
 
@@ -34,6 +36,11 @@ def vault() -> Iterator[Server]:
 def copying(swarm: Swarm, vault: Server) -> Swarm:
     """The stack, copying as the runbook says."""
     swarm.variables["RCLONE_CONF"] = str(vault.config)
+    shutil.rmtree(NAS, ignore_errors=True)
+    NAS.mkdir()
+    os.chown(NAS, 10001, 10001)
+    files = 'STACK_FILES="${STACK_FILES:-deploy/stack.yml} deploy/nas.yml"'
+    swarm.settings.write_text(f"{swarm.settings.read_text('utf-8')}{files}\nNAS_FOLDER={NAS}\n", "utf-8")
     swarm.console("dump")
     swarm.console("verify", "latest")
     for number in range(3):
@@ -59,22 +66,32 @@ def test_switching_copies_on_sends_every_verified_backup(copying: Swarm) -> None
     assert copies(copying)[0] == copying.backups()[0]["name"]
 
 
-def networks(container: str) -> set[str]:
-    found: dict[str, object] = json.loads(docker("inspect", "-f", "{{json .NetworkSettings.Networks}}", container))
-    return set(found)
+def test_a_mounted_nas_is_a_remote(copying: Swarm) -> None:
+    console, remote = copying.container("ovia-backup_console"), "OFFSITE_REMOTES=nas=/nas/ovia"
+    for act in ("init", "copy"):
+        said = docker("exec", "-e", remote, console, "ovia-backup", "offsite", act)
+    assert "nas: " in said
+    assert list((NAS / "ovia/backups").glob("*/receipt-*.json"))
+
+
+def reaches(container: str) -> set[str]:
+    """Of the remotes' network and the NAS, what a container has."""
+    about = json.loads(docker("inspect", container))[0]
+    has = {*about["NetworkSettings"]["Networks"], *(mount["Destination"] for mount in about["Mounts"])}
+    return has & {OUTSIDE, "/nas"}
 
 
 def test_only_runs_that_copy_reach_the_remote(copying: Swarm) -> None:
     until(copying.locations, 120, lambda: copying.story("ovia-backup_webserver"))
     daily = copying.launch("daily_backup_job")
     container = copying.in_step(daily, "daily_dump")
-    assert OUTSIDE in networks(container)
+    assert reaches(container) == {OUTSIDE, "/nas"}
     shown = docker("inspect", container)
     assert "OFFSITE_REMOTES" in shown, "the search finds nothing at all"
     for secret in (SECRET, "PRIVATE KEY"):
         assert secret not in shown
     drill = copying.launch("restore_drill_job")
-    assert OUTSIDE not in networks(copying.in_step(drill, "restore_drill"))
+    assert reaches(copying.in_step(drill, "restore_drill")) == set()
     run = copying.succeeded(daily)
     assert copies(copying)[0] == copying.backups()[0]["name"], copying.account(run["runId"])
     copying.succeeded(drill)
