@@ -359,6 +359,7 @@ def test_services_run_while_a_restore_waits_for_a_lock(swarm: Swarm, good: str, 
     assert replicas() == REPLICAS
 
 
+@pytest.mark.exhaustive
 def test_a_failed_health_check_undoes_the_restore(swarm: Swarm, today: str) -> None:
     unanswered = "HEALTH_URL=http://ovia-metrics:8080/health"
     code, said = restore(
@@ -418,6 +419,7 @@ def test_an_abort_passes_over_services_that_cannot_run(swarm: Swarm, today: str)
     assert restore(swarm, "latest", "--plan")[0] == 0
 
 
+@pytest.mark.exhaustive
 def test_a_drop_can_stop_the_services_before_its_drill(swarm: Swarm, good: str) -> None:
     """The backup is unverified: the restore's drill verifies it while the services are stopped."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
