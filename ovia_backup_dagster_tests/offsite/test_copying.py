@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.errors import RemoteError, RemoteMissingError
+from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteError, RemoteMissingError
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.offsite.layout import MARKER, Listing
 from ovia_backup_dagster.offsite.remote_pruning import RemotePruner
@@ -50,6 +51,22 @@ def test_a_later_drill_follows_its_backup(site: Site, tmp_path: Path) -> None:
 def test_everything_that_is_missing_is_made_up_for(site: Site) -> None:
     backups = [site.backup(NOW - days * DAY) for days in (3, 2, 1)]
     assert site.copy().sent == tuple(str(backup) for backup in reversed(backups))
+
+
+def test_what_rotted_here_is_not_sent_and_stops_no_other(site: Site) -> None:
+    """The archive has its size and its time, so that its verdict still counts."""
+    older, rotten = site.backup(NOW - 2 * DAY), site.backup(NOW - DAY)
+    status = rotten.path.stat()
+    content = bytearray(rotten.path.read_bytes())
+    content[-1] ^= 1
+    rotten.path.write_bytes(content)
+    os.utime(rotten.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CopyDamagedError, match=f"{rotten} is not sent: its SHA-256 is not the one"):
+        site.operations.copy(NOW, site.said.append)
+    assert site.operations.record.copies == (str(older),)
+    there = site.objects()
+    assert not [path for path in there if f"{rotten}/receipt" in path]
+    assert site.object(str(rotten)) not in there, "a store with a lock would keep it"
 
 
 def test_without_its_marker_a_remote_is_left_alone(site: Site) -> None:
