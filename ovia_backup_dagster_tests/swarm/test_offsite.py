@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,14 +35,23 @@ def vault() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def copying(swarm: Swarm, vault: Server) -> Swarm:
-    """The stack, copying as the runbook says."""
-    swarm.variables["RCLONE_CONF"] = str(vault.config)
+def nas() -> Iterator[Path]:
+    """A mount, shared as systemd makes them all."""
     shutil.rmtree(NAS, ignore_errors=True)
     NAS.mkdir()
-    os.chown(NAS, 10001, 10001)
+    subprocess.run(("mount", "-t", "tmpfs", "nas", NAS), check=True)
+    subprocess.run(("mount", "--make-shared", NAS), check=True)
+    yield NAS
+    subprocess.run(("umount", "--lazy", NAS), check=True)
+
+
+@pytest.fixture(scope="module")
+def copying(swarm: Swarm, vault: Server, nas: Path) -> Swarm:
+    """The stack, copying as the runbook says."""
+    swarm.variables["RCLONE_CONF"] = str(vault.config)
+    os.chown(nas, 10001, 10001)
     files = 'STACK_FILES="${STACK_FILES:-deploy/stack.yml} deploy/nas.yml"'
-    swarm.settings.write_text(f"{swarm.settings.read_text('utf-8')}{files}\nNAS_FOLDER={NAS}\n", "utf-8")
+    swarm.settings.write_text(f"{swarm.settings.read_text('utf-8')}{files}\nNAS_FOLDER={nas}\n", "utf-8")
     swarm.console("dump")
     swarm.console("verify", "latest")
     for number in range(3):
