@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ovia_backup_dagster.core.errors import CopyDamagedError, RemoteError, RemoteMissingError
+from ovia_backup_dagster.core.errors import CopyDamagedError, LockHeldError, RemoteError, RemoteMissingError
 from ovia_backup_dagster.core.tiers import Tier, Weekday
+from ovia_backup_dagster.offsite.copying import exclusively
 from ovia_backup_dagster.offsite.layout import MARKER, Listing
 from ovia_backup_dagster.offsite.remote_pruning import RemotePruner
 from ovia_backup_dagster.retention.policy import Policy
@@ -67,6 +68,17 @@ def test_what_rotted_here_is_not_sent_and_stops_no_other(site: Site) -> None:
     there = site.objects()
     assert not [path for path in there if f"{rotten}/receipt" in path]
     assert site.object(str(rotten)) not in there, "a store with a lock would keep it"
+
+
+def test_one_process_at_a_time_works_on_a_remote(site: Site) -> None:
+    """The other is no failure of the remote, and is not recorded as one."""
+    site.backup()
+    before, operations = site.objects(), site.operations
+    with exclusively(site.root, site.remote):
+        for act in (operations.copy, operations.verify, operations.prune):
+            with pytest.raises(LockHeldError, match="another process copies to remote nas"):
+                act(NOW, quiet)
+    assert (site.objects(), operations.record.failure) == (before, "")
 
 
 def test_without_its_marker_a_remote_is_left_alone(site: Site) -> None:
