@@ -442,6 +442,8 @@ def test_a_drop_can_stop_the_services_before_its_drill(swarm: Swarm, good: str) 
 def test_scenario_2_restores_onto_an_empty_server(swarm: Swarm, good: str) -> None:
     """The server's volume is lost with all roles; only a backup in another folder is left."""
     swarm.console("restore", swarm.variables["BACKUP"], "--yes-destroy", "ovia")
+    swarm.psql("ALTER DATABASE ovia SET statement_timeout = '1h'")
+    swarm.console("dump")  # whose file of roles has the setting
     swarm.follow("Copying a backup off-host", 0)
     docker("service", "scale", *(f"{name}=0" for name in REPLICAS), "ovia_postgres=0")
     until(lambda: not docker("ps", "-aq", "-f", "name=ovia_postgres"), 60, "it is still there")
