@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ovia_backup_dagster.core import errors, files
+from ovia_backup_dagster.core import errors, files, pitr_errors
 from ovia_backup_dagster.postgres import archive, diagnosis
 from ovia_backup_dagster.postgres.known_messages import KNOWN_MESSAGES
 from tools.pages import DOCS
@@ -73,8 +73,9 @@ def rendered() -> str:
 
 
 def kinds() -> list[type[errors.BackupError]]:
-    """All named failures, in the order of ``core.errors``."""
-    found = (kind for kind in vars(errors).values() if isinstance(kind, type))
+    """All named failures, in the order of ``core.errors`` and ``core.pitr_errors``."""
+    named = (*vars(errors).values(), *vars(pitr_errors).values())
+    found = list(dict.fromkeys(kind for kind in named if isinstance(kind, type)))
     return [kind for kind in found if issubclass(kind, errors.BackupError) and kind is not errors.BackupError]
 
 

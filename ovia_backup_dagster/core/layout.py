@@ -13,3 +13,5 @@ STATEMENTS = "statements"
 OFFSITE = "offsite"
 #: Backups that were fetched from remotes: neither listed nor pruned.
 FETCHED = "fetched"
+#: WAL and base backups, a folder for each cluster.
+PITR = "pitr"

@@ -23,6 +23,7 @@ from ovia_backup_dagster.settings.dagster_instance import DagsterSettings
 from ovia_backup_dagster.settings.drill import DrillSettings
 from ovia_backup_dagster.settings.notifications import NotificationSettings
 from ovia_backup_dagster.settings.offsite import OffsiteSettings
+from ovia_backup_dagster.settings.pitr import PitrSettings
 from ovia_backup_dagster.settings.restore import RestoreSettings
 from ovia_backup_dagster.settings.retention import RetentionSettings
 from ovia_backup_dagster.settings.secret_files import password_from, password_in, urls_from
@@ -30,7 +31,10 @@ from ovia_backup_dagster.settings.setting_definition import SettingDefinition, s
 from ovia_backup_dagster.settings.signing import SigningSettings
 
 #: Prefixes of our variables; the demo hides a real deployment's variables from its child.
-PREFIXES = ("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_", "OFFSITE_", "RCLONE_")
+PREFIXES = (
+    *("POSTGRES_", "DEPLOYMENT_", "BACKUP_", "DRILL_", "RESTORE_", "SWARM_", "HEALTH_", "OFFSITE_", "RCLONE_"),
+    *("PITR_", "WAL_", "RPO_", "RECOVERY_", "BASE_"),
+)
 _NO_HOST = "POSTGRES_HOST is not set"
 
 
@@ -53,6 +57,7 @@ class Settings(
     NotificationSettings,
     DrillSettings,
     RestoreSettings,
+    PitrSettings,
     ApplicationSettings,
     DagsterSettings,
 ):
@@ -178,13 +183,16 @@ class Settings(
         A secret whose file cannot be read is left out.
         """
         urls = [*self.backup_notify_urls, SecretStr(self.health_url)]
-        passwords = [each for each in (self.postgres_password, self.restore_postgres_password) if each is not None]
-        if self.postgres_password_file is not None:
-            with contextlib.suppress(SettingsError):
-                passwords.append(password_from("POSTGRES_PASSWORD_FILE", self.postgres_password_file))
-        if self.restore_postgres_password_file is not None:
-            with contextlib.suppress(SettingsError):
-                passwords.append(password_from("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file))
+        given = (self.postgres_password, self.restore_postgres_password, self.wal_postgres_password)
+        passwords = [each for each in given if each is not None]
+        for variable, file in (
+            ("POSTGRES_PASSWORD_FILE", self.postgres_password_file),
+            ("RESTORE_POSTGRES_PASSWORD_FILE", self.restore_postgres_password_file),
+            ("WAL_POSTGRES_PASSWORD_FILE", self.wal_postgres_password_file),
+        ):
+            if file is not None:
+                with contextlib.suppress(SettingsError):
+                    passwords.append(password_from(variable, file))
         if self.backup_notify_urls_file is not None:
             with contextlib.suppress(SettingsError):
                 urls += urls_from("BACKUP_NOTIFY_URLS_FILE", self.backup_notify_urls_file)
@@ -202,6 +210,7 @@ class Settings(
         pairs = (
             ("postgres_password_file", "postgres_password"),
             ("restore_postgres_password_file", "restore_postgres_password"),
+            ("wal_postgres_password_file", "wal_postgres_password"),
         )
         variables = {setting.field: " or ".join(setting.variables) for setting in SETTINGS}
         return {

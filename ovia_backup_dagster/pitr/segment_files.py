@@ -1,0 +1,153 @@
+"""The files of WAL segments: what is in a segment's first page, and compression. Nothing here decides what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error, reader, removed_on_error, sync_folder
+from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError
+from ovia_backup_dagster.pitr.wal_position import Lsn
+
+_LEVEL = 1
+_FRAME_HEADER_BYTES = 18
+_BLOCK_BYTES = 1024 * 1024
+#: ``XLogLongPageHeaderData`` in PostgreSQL 12 to 18: magic, info, timeline, address, remaining length, padding, system
+#: identifier, sizes of a segment and of a page.
+_HEADER = struct.Struct("<HHIQIIQII")
+_LONG_HEADER = 0x0002
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What a segment's first page says.
+
+    Attributes:
+        timeline: the timeline that wrote the page: in a segment in which the timeline changed, the parent.
+        address: the position of its first byte.
+        system_identifier: the cluster's.
+        segment_bytes: the size of the cluster's segments.
+    """
+
+    timeline: int
+    address: Lsn
+    system_identifier: str
+    segment_bytes: int
+
+
+def read_header(path: Path) -> SegmentHeader:
+    """Read a segment's header.
+
+    Raises:
+        SegmentDamagedError: the file does not begin like a segment.
+        FileNotFoundError, VolumeError: it cannot be read.
+    """
+    with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
+        found = file.read(_HEADER.size)
+    if len(found) == _HEADER.size:
+        _, info, timeline, address, _, _, identifier, size, _ = _HEADER.unpack(found)
+        if info & _LONG_HEADER:
+            return SegmentHeader(timeline, Lsn(address), str(identifier), size)
+    raise SegmentDamagedError(
+        f"{path} does not begin like a WAL segment",
+        why="the disk altered it, or another program wrote it",
+        fix=f"ls -l {path}; dmesg | tail",
+    )
+
+
+def compress(source: Path, target: Path) -> int:
+    """Compress a file, read the result back, and publish it; returns its size in bytes.
+
+    The target appears complete or not at all, and is on disk when this returns; it gets the source's time.
+
+    Raises:
+        SegmentDamagedError: what was written does not decompress to what was read.
+        VolumeError: the disk refused, or is full.
+    """
+    temporary = target.parent / f".{target.name}{TEMPORARY}"
+    with as_volume_error(f"cannot archive {source.name}"), removed_on_error(temporary):
+        digest = hashlib.sha256()
+        with reader(source) as file, open(temporary, "wb", opener=_private) as out:
+            size = os.fstat(file.fileno()).st_size
+            compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=size)
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                out.write(compressor.compress(block))
+            out.write(compressor.flush())
+            out.flush()
+            os.fsync(out.fileno())
+            times = os.fstat(file.fileno())
+        if sha256_of_content(temporary) != digest.hexdigest():
+            raise SegmentDamagedError(
+                f"{source.name} was not archived as it was received",
+                why="the disk or its driver altered what was written",
+                fix="dmesg | tail; df -h $BACKUP_DIR",
+            )
+        os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+        return target.stat().st_size
+
+
+def decompress(source: Path, target: Path) -> None:
+    """Write a compressed file's content to a new file.
+
+    Raises:
+        SegmentDamagedError: the source does not decompress, or not to its whole content.
+        VolumeError: a file cannot be read or written.
+    """
+    with as_volume_error(f"cannot read {source}"), open(target, "xb", opener=_private) as out:
+        out.writelines(content(source))
+
+
+def sha256_of_content(path: Path) -> str:
+    """The hex SHA-256 of a compressed file's content.
+
+    Raises:
+        SegmentDamagedError: it does not decompress, or not to its whole content.
+        VolumeError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with as_volume_error(f"cannot read {path}"):
+        for block in content(path):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content(path: Path) -> Iterator[bytes]:
+    """A compressed file's content, block by block.
+
+    Raises:
+        SegmentDamagedError: it does not decompress, or not to its whole content: a file that was cut off ends silently.
+        OSError, VolumeError: it cannot be read.
+    """
+    with reader(path) as file:
+        try:
+            whole = zstandard.frame_content_size(file.read(_FRAME_HEADER_BYTES))
+            file.seek(0)
+            size = 0
+            with zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    size += len(block)
+                    yield block
+        except zstandard.ZstdError as error:
+            raise _undecodable(path, str(error)) from None
+    if whole not in (-1, size):
+        raise _undecodable(path, f"it has {size:,} of {whole:,} bytes")
+
+
+def _undecodable(path: Path, said: str) -> SegmentDamagedError:
+    why = "the disk altered it, or it was cut off"
+    return SegmentDamagedError(
+        f"{path} does not decompress", why=why, said=said, fix="dmesg | tail; ovia-backup wal verify"
+    )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

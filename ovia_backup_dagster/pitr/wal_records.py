@@ -1,0 +1,234 @@
+"""Reads the records of received WAL with pg_waldump, which checks the CRC of each record that it decodes.
+
+What the records mean for people, such as commits and drops, is for the callers. Segments that are compressed are
+decompressed into a temporary folder, a few at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovia_backup_dagster.core.errors import VersionMismatchError
+from ovia_backup_dagster.core.files import scratch
+from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError, WalGapError
+from ovia_backup_dagster.pitr.archive import ClusterArchive
+from ovia_backup_dagster.pitr.segment_files import decompress
+from ovia_backup_dagster.pitr.wal_position import Lsn, Segment, Timeline
+from ovia_backup_dagster.postgres.programs import Programs, capture
+from ovia_backup_dagster.postgres.programs import start as start_program
+
+#: As many segments are decompressed at a time: 256 MB.
+_AT_ONCE = 16
+#: pg_waldump reads the files of one timeline: all are staged under the names of this one.
+_STAGED_TIMELINE = 1
+_RECORD = re.compile(
+    r"rmgr: (?P<rmgr>\w+)\s+len \(rec/tot\):\s*\d+/\s*(?P<bytes>\d+), tx:\s+(?P<xid>\d+), "
+    r"lsn: (?P<lsn>\w+/\w+), prev \w+/\w+, desc: (?P<text>.*)"
+)
+#: What pg_waldump reports where the WAL that was received ends: the rest of the last segment is zeros.
+_END = re.compile(
+    r"invalid record length at|could not find a valid record after|invalid magic number 0000|"
+    r"missing contrecord|there is no contrecord flag|could not find file|record with incorrect prev-link|"
+    r"unexpected pageaddr"
+)
+
+#: pg_waldump found no record in the range: an idle server fills the rest of a segment with nothing.
+_NOTHING_FOUND = re.compile(r"could not find a valid record after")
+
+
+@dataclass(frozen=True, slots=True)
+class WalRecord:
+    """One record.
+
+    Attributes:
+        rmgr: the resource manager that wrote it, such as ``Transaction``.
+        xid: its transaction; 0 for none.
+        lsn: where it begins.
+        text: pg_waldump's description.
+        bytes: its length.
+    """
+
+    rmgr: str
+    xid: int
+    lsn: Lsn
+    text: str
+    bytes: int
+
+
+def parse_record(line: str) -> WalRecord | None:
+    """The record in a line of pg_waldump; ``None`` for any other line."""
+    match = _RECORD.match(line)
+    if match is None:
+        return None
+    return WalRecord(match["rmgr"], int(match["xid"]), Lsn.parse(match["lsn"]), match["text"], int(match["bytes"]))
+
+
+def require_program(programs: Programs, major: int) -> None:
+    """Require the pg_waldump of the server's major version: no other reads its WAL.
+
+    Raises:
+        ProgramMissingError: it is not installed.
+        VersionMismatchError: it is of another major version.
+    """
+    if (ours := programs.major("pg_waldump")) != major:
+        raise VersionMismatchError(
+            f"pg_waldump {ours} cannot read the WAL of PostgreSQL {major}",
+            why="WAL has another format in each major version",
+            fix=f"install the programs of PostgreSQL {major} and set PG_BIN_DIR to their folder",
+        )
+
+
+def check_records(programs: Programs, folder: Path, names: Sequence[str]) -> None:
+    """Decode every record of finished segments.
+
+    Args:
+        programs: the client programs.
+        folder: where the segments are.
+        names: their names, in order without a hole. The record that begins in one and ends in the next is checked, too.
+
+    Raises:
+        SegmentDamagedError: a record does not have its checksum, or is not what PostgreSQL writes.
+    """
+    ends = dict.fromkeys((names[0], names[-1]))
+    command = (programs.path("pg_waldump"), "--quiet", f"--path={folder}", *ends)
+    code, _, stderr = capture(command)
+    if code != 0:
+        said = stderr.strip().splitlines()[-1] if stderr.strip() else f"pg_waldump ended with code {code}"
+        raise SegmentDamagedError(
+            f"WAL segment {names[-1]} is damaged",
+            why="a record in it does not have its checksum: the disk altered it, or it was not received whole",
+            said=said,
+            fix="dmesg | tail; then ovia-backup wal status says what can still be recovered",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WalReader:
+    """Reads the WAL of one cluster.
+
+    Attributes:
+        archive: the cluster's files.
+        programs: the client programs.
+        scratch: the folder for decompressed segments; they are removed afterwards.
+    """
+
+    archive: ClusterArchive
+    programs: Programs
+    scratch: Path | None = None
+
+    def records(
+        self,
+        timeline: Timeline,
+        start: Lsn,
+        end: Lsn | None = None,
+        rmgrs: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> Iterator[WalRecord]:
+        """The records that begin in a range, in the order of the WAL.
+
+        Args:
+            timeline: the timeline to follow.
+            start: where to begin; the first record after it counts.
+            end: where to stop; ``None`` for everything that was received.
+            rmgrs: only records of these resource managers.
+            options: more options of pg_waldump.
+
+        Raises:
+            WalGapError: a segment in the range is missing.
+            SegmentDamagedError: one is damaged.
+            VolumeError: one cannot be read.
+        """
+        require_program(self.programs, self.archive.facts.major)
+        size = self.archive.facts.segment_bytes
+        received, archived = self.archive.received(), set(self.archive.archived_segments())
+        first = start.bytes // size
+        last = max((segment.number for segment in (*received, *archived)), default=first)
+        if end is not None:
+            last = min(last, max(first, (end.bytes - 1) // size))
+        for number in range(first, last + 1, _AT_ONCE):
+            numbers = range(number, min(number + _AT_ONCE, last + 1))
+            # A record may end in the next segment.
+            wanted = [timeline.segment(each, size) for each in (*numbers, numbers[-1] + 1)]
+            for segment in wanted[:-1]:
+                if segment not in received and segment not in archived:
+                    raise self._gap(segment)
+            stop = Lsn((numbers[-1] + 1) * size)
+            with self._staged(wanted) as folder:
+                yield from self._dumped(
+                    folder,
+                    wanted,
+                    max(start, Lsn(number * size)),
+                    min(end, stop) if end is not None else stop,
+                    [*(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
+                    ends_early=wanted[-2] in received or wanted[-1] not in archived,
+                )
+
+    def _dumped(
+        self,
+        folder: Path,
+        segments: Sequence[Segment],
+        start: Lsn,
+        stop: Lsn,
+        options: Sequence[str],
+        *,
+        ends_early: bool,
+    ) -> Iterator[WalRecord]:
+        command = (
+            self.programs.path("pg_waldump"),
+            f"--path={folder}",
+            f"--timeline={_STAGED_TIMELINE}",
+            f"--start={start}",
+            f"--end={stop}",
+            *options,
+        )
+        with start_program(command, pipe_stdout=True) as child:
+            assert child.process.stdout is not None
+            for line in child.process.stdout:
+                if (record := parse_record(line.decode("utf-8", "replace").rstrip("\n"))) is not None:
+                    yield record
+            code = child.wait()
+            stderr = child.stderr
+        if code != 0 and not (ends_early and _END.search(stderr)) and not _NOTHING_FOUND.search(stderr):
+            name = self.archive.name(segments[0])
+            raise SegmentDamagedError(
+                f"the WAL from segment {name} on cannot be read",
+                said=stderr.strip().splitlines()[-1] if stderr.strip() else f"pg_waldump ended with code {code}",
+                fix="ovia-backup wal verify",
+            )
+
+    @contextmanager
+    def _staged(self, segments: Sequence[Segment]) -> Iterator[Path]:
+        """A folder with these segments under the names that pg_waldump expects; those that are missing are left out."""
+        parent = self.scratch or Path(tempfile.gettempdir())
+        with (
+            scratch(parent, "DRILL_DIR"),
+            tempfile.TemporaryDirectory(prefix="ovia-wal-", dir=parent) as name,
+        ):
+            folder = Path(name)
+            received = self.archive.received()
+            for segment in segments:
+                target = folder / self.archive.name(Segment(_STAGED_TIMELINE, segment.number))
+                if (path := received.get(segment)) is not None:
+                    # It may be archived and removed meanwhile.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.symlink(path, target)
+                        if path.exists():
+                            continue
+                        target.unlink()
+                if (archived := self.archive.archived(segment)).exists():
+                    decompress(archived, target)
+            yield folder
+
+    def _gap(self, segment: Segment) -> WalGapError:
+        return WalGapError(
+            f"WAL segment {self.archive.name(segment)} is missing",
+            why="it was not received, or was removed",
+            fix="ovia-backup recovery-window",
+        )
