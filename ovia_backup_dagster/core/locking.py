@@ -1,8 +1,9 @@
 """Locks: one writer on a backup volume at a time, and no removal of a backup that is being read.
 
-The volume's lock is a ``flock`` on ``$BACKUP_DIR/.lock``. It belongs to the open file description, so a client program
-that inherits the descriptor keeps the lock if its parent is killed: while pg_dump still writes, no other process does.
-The file's text names the holder for people; the kernel's lock alone decides.
+The volume's lock is a ``flock`` on ``$BACKUP_DIR/.lock``; an operation that may run beside its holder has another lock
+file. The lock belongs to the open file description, so a client program that inherits the descriptor keeps the lock if
+its parent is killed: while pg_dump still writes, no other process does. The file's text names the holder for people;
+the kernel's lock alone decides.
 
 A restore holds a shared lock on the dump itself, and a removal an exclusive one. The lock covers both names of a
 hard-linked dump.
@@ -49,21 +50,23 @@ def volume_lock(
     now: datetime,
     wait_seconds: float | None = None,
     on_wait: Callable[[str], None] | None = None,
+    name: str = FILENAME,
 ) -> Iterator[int]:
     """Hold the exclusive lock on the volume at ``root``; yields the descriptor, to be passed to children.
 
     Args:
-        root: the backup folder; it must exist.
+        root: the backup folder, or a folder in it that has a lock of its own; it must exist.
         purpose: what the holder does; processes that wait show it.
         now: the instant (UTC) that is noted as the beginning.
         wait_seconds: how long to wait for another holder; ``None`` means that no setting applies, and does not wait.
         on_wait: called once with the holder's description, if this function has to wait.
+        name: the lock file's; operations that may run beside each other in one folder have locks of different names.
 
     Raises:
         LockHeldError: another process still holds the lock at the end of the wait.
         VolumeError: the lock file cannot be opened.
     """
-    path = root / FILENAME
+    path = root / name
     descriptor = _open(path)
     try:
         _acquire(descriptor, root, wait_seconds, on_wait)
@@ -83,24 +86,29 @@ def volume_lock(
         os.close(descriptor)
 
 
-def require_still_there(descriptor: int, root: Path) -> None:
+def require_still_there(descriptor: int, root: Path, name: str = FILENAME, *, again: str = "ovia-backup dump") -> None:
     """Require that ``root`` is still the volume that was locked, before something is published there.
 
     If the volume was unmounted in the meantime, the mount point remains as a folder on the disk below, and a file
     written there would be taken for a backup.
 
+    Args:
+        descriptor: the lock's.
+        root, name: as for :func:`volume_lock`.
+        again: the command for a retry.
+
     Raises:
         VolumeError: ``root`` is another folder now, or does not exist.
     """
     try:
-        there = _is_at(descriptor, root / FILENAME)
+        there = _is_at(descriptor, root / name)
     except OSError:
         there = False
     if not there:
         raise VolumeError(
             f"the backup folder {root} is not what it was",
             why="it, or its lock file, was unmounted, removed or replaced while it was written to",
-            fix=f"findmnt --target {root}; mount it again; then: ovia-backup dump",
+            fix=f"findmnt --target {root}; mount it again; then: {again}",
         )
 
 
@@ -170,10 +178,10 @@ def _open_to_lock(path: Path) -> int | None:
     return None
 
 
-def lock_holder(root: Path) -> str | None:
+def lock_holder(root: Path, name: str = FILENAME) -> str | None:
     """The current holder of the lock, in words; ``None`` if no process holds it, or can. Never blocks or writes."""
     try:
-        descriptor = open_plain(root / FILENAME)
+        descriptor = open_plain(root / name)
     except (OSError, VolumeError):
         return None
     try:

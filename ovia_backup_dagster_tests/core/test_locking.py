@@ -367,3 +367,21 @@ def test_a_lock_file_replaced_meanwhile_is_locked_instead(tmp_path: Path, monkey
         monkeypatch.setattr(locking, "_acquire", real)
         with pytest.raises(LockHeldError, match="first"), volume_lock(tmp_path, purpose="second", now=NOW):
             pytest.fail("two holders")
+
+
+def test_locks_of_two_names_do_not_exclude_each_other(tmp_path: Path) -> None:
+    with (
+        volume_lock(tmp_path, purpose="dumping", now=NOW),
+        volume_lock(tmp_path, purpose="a base backup", now=NOW, name=".base.lock") as lock,
+    ):
+        locking.require_still_there(lock, tmp_path, ".base.lock")
+        with (
+            pytest.raises(LockHeldError, match="a base backup"),
+            volume_lock(tmp_path, purpose="another", now=NOW, name=".base.lock"),
+        ):
+            raise AssertionError
+        assert "a base backup" in (lock_holder(tmp_path, ".base.lock") or "")
+        (tmp_path / ".base.lock").unlink()
+        with pytest.raises(VolumeError, match="then: ovia-backup base-backup"):
+            locking.require_still_there(lock, tmp_path, ".base.lock", again="ovia-backup base-backup")
+    assert lock_holder(tmp_path, ".base.lock") is None
