@@ -16,9 +16,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from ovia_backup_dagster.core.files import as_volume_error, is_folder, read_small, sync_folder, write_whole
+from ovia_backup_dagster.core.files import as_volume_error, exists, is_folder, read_small, sync_folder, write_whole
 from ovia_backup_dagster.core.layout import PITR
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
+from ovia_backup_dagster.core.write_permission import make_writable
 from ovia_backup_dagster.pitr.wal_position import (
     PARTIAL,
     SEGMENT_BYTES,
@@ -91,17 +92,19 @@ class ClusterArchive:
             return parse_sidecar(ClusterFacts, read_small(path), str(path))
 
     def create(self, facts: ClusterFacts) -> None:
-        """Make the folders, and record the facts the first time.
+        """Make the folders (mode 0700), and record the facts the first time.
 
         Raises:
-            OSError: the volume refused.
+            VolumeError: the volume refused.
         """
-        for folder in (self.incoming, self.wal, self.base):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (self.folder / _CLUSTER).exists():
-            write_whole(self.folder / _CLUSTER, facts.model_dump_json(indent=1).encode())
-            sync_folder(self.folder)
-            sync_folder(self.folder.parent)
+        # Each by itself: with ``parents``, the folders above get the mode that the umask gives.
+        for folder in (self.root, self.root / PITR, self.folder, self.incoming, self.wal, self.base):
+            make_writable(folder)
+        with as_volume_error(f"cannot use the folder {self.folder}"):
+            if not exists(self.folder / _CLUSTER):
+                write_whole(self.folder / _CLUSTER, facts.to_json().encode())
+                sync_folder(self.folder)
+                sync_folder(self.folder.parent)
 
     def name(self, segment: Segment) -> str:
         """A segment's file name."""
