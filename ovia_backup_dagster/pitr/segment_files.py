@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -59,6 +60,13 @@ def read_header(path: Path) -> SegmentHeader:
         why="the disk altered it, or another program wrote it",
         fix=f"ls -l {path}; dmesg | tail",
     )
+
+
+def has_begun(path: Path) -> bool:
+    """Whether anything was written into a segment that pg_receivewal has filled with zeros; ``False`` if it is gone."""
+    with contextlib.suppress(FileNotFoundError), reader(path) as file:
+        return any(file.read(_HEADER.size))
+    return False
 
 
 def compress(source: Path, target: Path) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from ovia_backup_dagster.core.errors import VersionMismatchError
 from ovia_backup_dagster.core.files import scratch
 from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError, WalGapError
 from ovia_backup_dagster.pitr.archive import ClusterArchive
-from ovia_backup_dagster.pitr.segment_files import decompress
+from ovia_backup_dagster.pitr.segment_files import decompress, has_begun
 from ovia_backup_dagster.pitr.wal_position import Lsn, Segment, Timeline
 from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.programs import start as start_program
@@ -130,7 +130,7 @@ class WalReader:
         end: Lsn | None = None,
         rmgrs: Sequence[str] = (),
         options: Sequence[str] = (),
-    ) -> Iterator[WalRecord]:
+    ) -> Generator[WalRecord]:
         """The records that begin in a range, in the order of the WAL.
 
         Args:
@@ -147,7 +147,7 @@ class WalReader:
         """
         require_program(self.programs, self.archive.facts.major)
         size = self.archive.facts.segment_bytes
-        received, archived = self.archive.received(), set(self.archive.archived_segments())
+        received, archived = self._begun(), set(self.archive.archived_segments())
         first = start.bytes // size
         last = max((segment.number for segment in (*received, *archived)), default=first)
         if end is not None:
@@ -179,7 +179,7 @@ class WalReader:
         options: Sequence[str],
         *,
         ends_early: bool,
-    ) -> Iterator[WalRecord]:
+    ) -> Generator[WalRecord]:
         command = (
             self.programs.path("pg_waldump"),
             f"--path={folder}",
@@ -212,7 +212,7 @@ class WalReader:
             tempfile.TemporaryDirectory(prefix="ovia-wal-", dir=parent) as name,
         ):
             folder = Path(name)
-            received = self.archive.received()
+            received = self._begun()
             for segment in segments:
                 target = folder / self.archive.name(Segment(_STAGED_TIMELINE, segment.number))
                 if (path := received.get(segment)) is not None:
@@ -225,6 +225,10 @@ class WalReader:
                 if (archived := self.archive.archived(segment)).exists():
                     decompress(archived, target)
             yield folder
+
+    def _begun(self) -> dict[Segment, Path]:
+        """The received segments; pg_receivewal fills a new one with zeros before it writes."""
+        return {segment: path for segment, path in self.archive.received().items() if has_begun(path)}
 
     def _gap(self, segment: Segment) -> WalGapError:
         return WalGapError(

@@ -201,6 +201,15 @@ class Sandbox:
             options.append("stay")
         return (*self.launcher, *options, *more, "--", os.path.abspath(command[0]), *command[1:])
 
+    def bound(self, command: Sequence[str]) -> tuple[str, ...]:
+        """The command that runs a program unconfined, but ends it (SIGKILL) when this process ends, however that is.
+
+        The kernel sends the signal when the thread that started the program ends.
+        """
+        options = [f"library={path}" for path in shared_libraries.environment(command[0]).values()]
+        options.append(f"parent={os.getpid()}")
+        return (*Sandbox(Confine.OFF).launcher, *options, "--", os.path.abspath(command[0]), *command[1:])
+
     @property
     def launcher(self) -> tuple[str, ...]:
         """The start of the command, before the options."""

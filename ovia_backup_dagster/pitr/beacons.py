@@ -1,0 +1,86 @@
+"""Measures the recovery point: a message is committed on the server, and awaited on our own disk.
+
+Between sending and return, the moment of sending is the newest that is known to be safe. ``wal_source`` writes the
+message; ``receiver_report`` notes what follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ovia_backup_dagster.core.pitr_errors import SlotLostError
+from ovia_backup_dagster.pitr.receiver_report import ReceiverReport
+from ovia_backup_dagster.pitr.wal_records import WalReader
+from ovia_backup_dagster.pitr.wal_source import BEACON_PREFIX, Beacon, SourceIdentity, WalSource
+
+
+@dataclass
+class BeaconWatch:
+    """The beacons of one connection to a cluster.
+
+    Attributes:
+        source: the server.
+        identity: of the cluster.
+        reader: reads what was received.
+        every_seconds: how often to send one.
+        report: receives the measurements.
+    """
+
+    source: WalSource
+    identity: SourceIdentity
+    reader: WalReader
+    every_seconds: float
+    report: ReceiverReport
+    _pending: Beacon | None = None
+    _sent_at: datetime | None = None
+    _next_at: float = 0.0
+
+    def tick(self) -> None:
+        """Send a beacon if one is due, and see whether the last one has come back.
+
+        Raises:
+            ServerReplacedError: another cluster answers.
+            SlotLostError: the slot is gone, or has lost its WAL.
+            BackupError: the server, or our disk, did not answer.
+        """
+        if self._pending is None and time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + self.every_seconds
+            self._sent_at = datetime.now(UTC)
+            self._pending = self.source.send_beacon(self.identity.system_identifier)
+            self._look_at_slot()
+        if self._pending is not None and self._sent_at is not None and (lsn := self._returned(self._pending)):
+            self.report.confirm(self._sent_at, lsn)
+            self._pending = None
+
+    def _look_at_slot(self) -> None:
+        slot, state = self.source.slot, self.source.slot_state()
+        if state is None or state.lost:
+            gone = state is None
+            raise SlotLostError(
+                f"slot {slot} is gone" if gone else f"slot {slot} has lost its WAL",
+                why="it was dropped" if gone else "the server removed WAL: max_slot_wal_keep_size",
+                fix="ovia-backup wal status; the receiver makes it again when its connection ends",
+            )
+        self.report.update(slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes)
+
+    def _returned(self, beacon: Beacon) -> str | None:
+        """Where a beacon's transaction was committed, by our own disk; ``None`` if it has not arrived."""
+        archive, size = self.reader.archive, self.identity.segment_bytes
+        timeline = archive.timelines().get(self.identity.timeline)
+        if timeline is None:
+            return None
+        segment = timeline.segment(beacon.start.bytes // size, size)
+        if segment not in archive.received() and not archive.archived(segment).exists():
+            return None
+        payload, found = " ".join(f"{byte:02X}" for byte in beacon.nonce.encode()), False
+        records = self.reader.records(timeline, beacon.start, None, ("LogicalMessage", "Transaction"))
+        with contextlib.closing(records):
+            for record in records:
+                if record.rmgr == "LogicalMessage" and BEACON_PREFIX in record.text and payload in record.text:
+                    found = True
+                elif found and record.xid == beacon.xid and record.text.startswith("COMMIT"):
+                    return str(record.lsn)
+        return None

@@ -1,0 +1,146 @@
+"""Moves finished segments from ``incoming`` to the archive: checked, compressed, published, in order.
+
+A segment is archived if its header says what its name says, every record in it has its checksum, and the records
+continue those of the segment before. For the last, the segment that was archived last stays in ``incoming`` until its
+successor has been checked. ``wal_receiver`` decides when.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ovia_backup_dagster.core.files import (
+    as_volume_error,
+    file_sha256,
+    read_small,
+    sync_folder,
+    unlink,
+    write_whole,
+)
+from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError
+from ovia_backup_dagster.pitr.archive import COMPRESSED, ClusterArchive
+from ovia_backup_dagster.pitr.segment_files import compress, has_begun, read_header, sha256_of_content
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment, parse_history_name
+from ovia_backup_dagster.pitr.wal_records import check_records
+from ovia_backup_dagster.postgres.programs import Programs
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentArchiver:
+    """One cluster's segments.
+
+    Attributes:
+        archive: the cluster's files.
+        programs: the client programs, of the server's major version.
+    """
+
+    archive: ClusterArchive
+    programs: Programs
+    _known: set[Segment] = field(default_factory=set, init=False)
+
+    def archive_finished(self) -> Iterator[Segment]:
+        """Archive each finished segment; yields it once it is published.
+
+        Raises:
+            SegmentDamagedError: a segment is not what its name says, or does not continue the one before; it stays in
+                ``incoming``, and so do all later ones.
+            VolumeError: the volume refused, or is full.
+        """
+        self._archive_histories()
+        previous: Segment | None = None
+        received = self.archive.received()
+        newest = max(received, default=None)
+        for segment, path in received.items():
+            if path.name.endswith(PARTIAL):
+                # The server changed its timeline within this segment: nothing more will be written to it.
+                if newest is not None and segment < newest:
+                    self.archive_partial(segment)
+                continue
+            if segment not in self._known and not self._is_archived(segment):
+                follows = previous is not None and _follows(previous, segment)
+                self.check(segment, *((previous,) if follows and previous is not None else ()))
+                compress(path, self.archive.archived(segment))
+                yield segment
+            if previous is not None:
+                unlink(self.archive.incoming / self.archive.name(previous))
+                self._known.discard(previous)
+            self._known.add(segment)
+            previous = segment
+
+    def check(self, segment: Segment, *before: Segment) -> None:
+        """Check a finished segment in ``incoming``.
+
+        Args:
+            segment: the segment.
+            before: the segment before it, if it is still there.
+
+        Raises:
+            SegmentDamagedError: it is not what its name says.
+            VolumeError: it cannot be read.
+        """
+        archive = self.archive
+        name, size = archive.name(segment), archive.facts.segment_bytes
+        path = archive.incoming / name
+        header = read_header(path)
+        wrong = [
+            text
+            for text, differs in (
+                (f"it is of cluster {header.system_identifier}", header.system_identifier != archive.system_identifier),
+                (f"it begins at {header.address}", header.address != segment.start(size)),
+                # Where the timeline changes, the first pages are the parent's.
+                (f"it is of timeline {header.timeline}", header.timeline > segment.timeline),
+                (f"its segments have {header.segment_bytes:,} bytes", header.segment_bytes != size),
+                (f"it has {path.stat().st_size:,} bytes", path.stat().st_size != size),
+            )
+            if differs
+        ]
+        if wrong:
+            raise SegmentDamagedError(
+                f"WAL segment {name} is not what its name says",
+                why=wrong[0],
+                fix="dmesg | tail; is another program writing into the folder? then: ovia-backup base-backup",
+            )
+        check_records(self.programs, archive.incoming, [archive.name(each) for each in (*before, segment)])
+
+    def archive_partial(self, segment: Segment) -> None:
+        """Archive a segment that will not be finished, with the records that it has: ``NAME.partial.zst``.
+
+        Raises:
+            VolumeError: the volume refused, or is full.
+        """
+        source = self.archive.incoming / f"{self.archive.name(segment)}{PARTIAL}"
+        with as_volume_error(f"cannot archive {source.name}"):
+            if source.stat().st_size == self.archive.facts.segment_bytes and has_begun(source):
+                compress(source, self.archive.wal / f"{source.name}{COMPRESSED}")
+            unlink(source)
+            sync_folder(source.parent)
+
+    def _is_archived(self, segment: Segment) -> bool:
+        target = self.archive.archived(segment)
+        if not target.exists():
+            return False
+        received = self.archive.incoming / self.archive.name(segment)
+        if sha256_of_content(target) != file_sha256(received):
+            raise SegmentDamagedError(
+                f"WAL segment {received.name} was received twice, with different content",
+                why="the server was put back to an earlier state, and has written other WAL since",
+                fix="keep both; then start a new history: ovia-backup wal begin-again",
+            )
+        return True
+
+    def _archive_histories(self) -> None:
+        incoming, wal = self.archive.incoming, self.archive.wal
+        with as_volume_error(f"cannot archive the timelines' history in {wal}"):
+            for name in sorted(os.listdir(incoming)):
+                if parse_history_name(name) is None:
+                    continue
+                # It stays in incoming: pg_receivewal would fetch it again.
+                if not (wal / name).exists():
+                    write_whole(wal / name, read_small(incoming / name))
+                    sync_folder(wal)
+
+
+def _follows(previous: Segment, segment: Segment) -> bool:
+    return segment == Segment(previous.timeline, previous.number + 1)
