@@ -10,6 +10,7 @@ by a command of ``cli``. A figure about the state of the backups, such as a metr
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.offsite.rclone import Remote
     from ovia_backup_dagster.offsite.rclone_program import Program
     from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
+    from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
+    from ovia_backup_dagster.pitr.wal_source import WalSource
     from ovia_backup_dagster.postgres.dump import Dumper
     from ovia_backup_dagster.postgres.verification import Verifier
     from ovia_backup_dagster.restoration.runner import Restorations
@@ -149,6 +152,11 @@ class BackupSystem:
     def offsite(self) -> Offsite:
         """Copies on remotes."""
         return Offsite(self)
+
+    @property
+    def pitr(self) -> Pitr:
+        """WAL and base backups."""
+        return Pitr(self)
 
     @property
     def connection(self) -> Connection:
@@ -369,3 +377,69 @@ class Offsite:
         from ovia_backup_dagster.offsite.fetching import Fetcher
 
         return Fetcher(remote, self.system.required_statement_log, self.age)
+
+
+@dataclass(frozen=True)
+class Pitr:
+    """Point-in-time recovery of one database's server. Few commands need it, so each part is imported on access."""
+
+    system: BackupSystem
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the database as the role that receives WAL.
+
+        Raises:
+            SettingsError: PITR_ENABLED is false, or the settings are invalid.
+        """
+        settings = self.system.settings
+        settings.require()
+        self.require_enabled()
+        return Connection(
+            host=settings.postgres_host or "",
+            port=settings.postgres_port,
+            database=settings.postgres_db,
+            user=settings.wal_postgres_user,
+            password=settings.wal_password(),
+            libpq=settings.libpq,
+            variables=Variables(
+                user="WAL_POSTGRES_USER",
+                password="WAL_POSTGRES_PASSWORD or WAL_POSTGRES_PASSWORD_FILE",  # noqa: S106 - their names
+                hints=settings.deployment_hints,
+            ),
+        )
+
+    def require_enabled(self) -> None:
+        """Refuse what needs WAL where none is received.
+
+        Raises:
+            SettingsError: PITR_ENABLED is false.
+        """
+        if not self.system.settings.pitr_enabled:
+            raise SettingsError(
+                "point-in-time recovery is off",
+                why="PITR_ENABLED is not true",
+                fix="prepare the server: deploy/wal-role.sql; then set PITR_ENABLED=true and: ovia-backup doctor",
+            )
+
+    @property
+    def source(self) -> WalSource:
+        """The server whose WAL is received.
+
+        Raises:
+            SettingsError: as :attr:`connection`.
+        """
+        from ovia_backup_dagster.pitr.wal_source import WalSource
+
+        return WalSource(self.connection, self.system.settings.wal_slot)
+
+    def receiver(self, log: Callable[[str], None]) -> WalReceiver:
+        """What receives WAL until it is told to stop.
+
+        Raises:
+            SettingsError: as :attr:`connection`.
+        """
+        from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
+
+        settings = self.system.settings
+        return WalReceiver(settings.backup_dir, self.source, self.system.programs, settings.wal_beacon_seconds, log)

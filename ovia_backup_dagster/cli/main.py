@@ -48,6 +48,7 @@ VERBS = {
     "status": "status:status_command",
     "undo-restore": "undo_restore:undo_restore_command",
     "verify": "verify:verify_command",
+    "wal": "wal:wal_group",
 }
 
 _RESTORES = ("restore", "undo-restore")

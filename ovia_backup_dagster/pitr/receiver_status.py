@@ -18,6 +18,8 @@ from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
 
 _FILENAME = "status.json"
 _DAY = timedelta(days=1)
+#: The checks of a large segment on a slow disk are far shorter.
+_STALE = timedelta(seconds=60)
 _HOUR = "%Y-%m-%dT%H:00:00+00:00"
 
 
@@ -84,6 +86,10 @@ class ReceiverStatus(Sidecar):
     def rpo_seconds(self, now: datetime) -> float | None:
         """How many seconds of changes would be lost with the server now, at most; ``None`` if unknown."""
         return None if self.confirmed_at is None else max(0.0, (now - self.confirmed_at).total_seconds())
+
+    def is_stale(self, now: datetime) -> bool:
+        """Whether the receiver has ended, or hangs: it reports every second or two."""
+        return now - self.written_at > _STALE
 
     @property
     def worst_rpo_seconds(self) -> float | None:

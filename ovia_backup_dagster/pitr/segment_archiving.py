@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ovia_backup_dagster.core.files import (
     as_volume_error,
@@ -69,12 +70,22 @@ class SegmentArchiver:
             self._known.add(segment)
             previous = segment
 
-    def check(self, segment: Segment, *before: Segment) -> None:
-        """Check a finished segment in ``incoming``.
+    def first_unarchived(self) -> Segment | None:
+        """The finished segment in ``incoming`` that :meth:`archive_finished` would archive next.
+
+        Raises:
+            VolumeError: the folder cannot be read.
+        """
+        finished = (each for each, path in self.archive.received().items() if not path.name.endswith(PARTIAL))
+        return next((segment for segment in finished if segment not in self._known), None)
+
+    def check(self, segment: Segment, *before: Segment, folder: Path | None = None) -> None:
+        """Check a finished segment.
 
         Args:
             segment: the segment.
             before: the segment before it, if it is still there.
+            folder: where it is; ``None`` for ``incoming``.
 
         Raises:
             SegmentDamagedError: it is not what its name says.
@@ -82,7 +93,8 @@ class SegmentArchiver:
         """
         archive = self.archive
         name, size = archive.name(segment), archive.facts.segment_bytes
-        path = archive.incoming / name
+        folder = folder or archive.incoming
+        path = folder / name
         header = read_header(path)
         wrong = [
             text
@@ -102,7 +114,7 @@ class SegmentArchiver:
                 why=wrong[0],
                 fix="dmesg | tail; is another program writing into the folder? then: ovia-backup base-backup",
             )
-        check_records(self.programs, archive.incoming, [archive.name(each) for each in (*before, segment)])
+        check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)])
 
     def archive_partial(self, segment: Segment) -> None:
         """Archive a segment that will not be finished, with the records that it has: ``NAME.partial.zst``.
@@ -126,7 +138,7 @@ class SegmentArchiver:
             raise SegmentDamagedError(
                 f"WAL segment {received.name} was received twice, with different content",
                 why="the server was put back to an earlier state, and has written other WAL since",
-                fix="keep both; then start a new history: ovia-backup wal begin-again",
+                fix="ovia-backup base-backup",
             )
         return True
 

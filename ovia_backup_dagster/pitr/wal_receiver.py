@@ -22,13 +22,14 @@ from ovia_backup_dagster.core.errors import BackupError, LockHeldError
 from ovia_backup_dagster.core.files import NO_ROOM, as_volume_error, volume_error
 from ovia_backup_dagster.core.layout import PITR
 from ovia_backup_dagster.core.locking import volume_lock
-from ovia_backup_dagster.core.pitr_errors import ServerReplacedError, SlotLostError, WalError
+from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError, ServerReplacedError, SlotLostError, WalError
 from ovia_backup_dagster.pitr.archive import ClusterArchive, ClusterFacts
 from ovia_backup_dagster.pitr.beacons import BeaconWatch
 from ovia_backup_dagster.pitr.receiver_report import ReceiverReport
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState
 from ovia_backup_dagster.pitr.segment_archiving import SegmentArchiver
-from ovia_backup_dagster.pitr.wal_position import PARTIAL
+from ovia_backup_dagster.pitr.segment_repair import SegmentRepair
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment
 from ovia_backup_dagster.pitr.wal_records import WalReader, require_program
 from ovia_backup_dagster.pitr.wal_source import SourceIdentity, WalSource
 from ovia_backup_dagster.postgres.programs import Programs, start
@@ -112,9 +113,9 @@ class WalReceiver:
         identity = self.source.identify()
         require_program(self.programs, identity.major)
         archive = self._prepared(identity)
-        archiver = SegmentArchiver(archive, self.programs)
+        repair = SegmentRepair(SegmentArchiver(archive, self.programs), self.source, self.programs, self.log)
         self._heal_partials(archive, identity)
-        self._archive(archiver)
+        self._archive(repair)
         self._require_room(archive)
         self._prepare_slot()
         command = (
@@ -132,13 +133,13 @@ class WalReceiver:
         with start(self.programs.sandbox.bound(command), variables=variables) as child:
             self.log(f"receiving WAL of cluster {identity.system_identifier}, timeline {identity.timeline}")
             while child.process.poll() is None and not stopping.is_set():
-                self._tick(archiver, beacons)
+                self._tick(repair, beacons)
                 stopping.wait(_TICK_SECONDS)
             if stopping.is_set():
                 return
             code = child.wait()
         self._require_room(archive)
-        raise self._diagnosed(child.stderr, code, archiver)
+        raise self._diagnosed(child.stderr, code, repair, identity)
 
     def _prepared(self, identity: SourceIdentity) -> ClusterArchive:
         archive = ClusterArchive(self.root, identity.system_identifier)
@@ -197,7 +198,7 @@ class WalReceiver:
                 fix="wait a moment; if it stays: is a second receiver running? give it its own WAL_SLOT",
             )
 
-    def _diagnosed(self, stderr: str, code: int, archiver: SegmentArchiver) -> BackupError:
+    def _diagnosed(self, stderr: str, code: int, repair: SegmentRepair, identity: SourceIdentity) -> BackupError:
         """Why pg_receivewal ended. If it can never continue where it was, the next start begins at the slot."""
         connection, slot = self.source.connection, self.source.slot
         what = f"WAL is not received from {connection.host}:{connection.port}"
@@ -210,15 +211,17 @@ class WalReceiver:
             (_AHEAD, ServerReplacedError(what, why="it was put back to an earlier state", said=said, fix=base)),
         ):
             if pattern.search(stderr):
-                self._begin_again(archiver, error)
+                self._begin_again(repair, error)
+                if pattern is _AHEAD:
+                    self._set_future_aside(repair, identity)
                 return error
         if not stderr.strip():
             return WalError(what, why=f"pg_receivewal ended with code {code}", fix="ovia-backup wal status")
         return diagnose_program(stderr, what=what, connection=connection, exit_code=code)
 
-    def _begin_again(self, archiver: SegmentArchiver, why: BackupError) -> None:
+    def _begin_again(self, repair: SegmentRepair, why: BackupError) -> None:
         """Archive what was received, and let the next start begin at the slot's position. A hole may remain."""
-        archive = archiver.archive
+        archiver, archive = repair.archiver, repair.archive
         self.log(f"{why.account}. Receiving begins again where the slot is")
         for segment, path in archive.received().items():
             if path.name.endswith(PARTIAL):
@@ -227,11 +230,22 @@ class WalReceiver:
                 with as_volume_error(f"cannot remove {path}"):
                     path.unlink()
 
+    def _set_future_aside(self, repair: SegmentRepair, identity: SourceIdentity) -> None:
+        """Set aside what the server wrote before it was put back, and writes differently now."""
+        archive, size = repair.archive, identity.segment_bytes
+        first = Segment.at(identity.timeline, identity.flushed, size)
+        later = [each for each in archive.archived_segments() if each.timeline == first.timeline and each >= first]
+        paths = [archive.archived(each) for each in later]
+        paths += [path for path in archive.wal.glob(f"*{PARTIAL}*") if path.name >= archive.name(first)]
+        if paths:
+            repair.set_aside(*paths)
+            self.log(f"set {len(paths)} segments aside, from {archive.name(first)} on: they are of a lost future")
+
     # ---- while it runs
 
-    def _tick(self, archiver: SegmentArchiver, beacons: BeaconWatch) -> None:
+    def _tick(self, repair: SegmentRepair, beacons: BeaconWatch) -> None:
         self._report.well("receive")
-        self._archive(archiver)
+        self._archive(repair)
         try:
             beacons.tick()
         except ServerReplacedError:
@@ -242,11 +256,16 @@ class WalReceiver:
             self._report.well("beacon")
         self._report.write(ReceiverState.RECEIVING)
 
-    def _archive(self, archiver: SegmentArchiver) -> None:
+    def _archive(self, repair: SegmentRepair) -> None:
+        archiver = repair.archiver
         try:
             for segment in archiver.archive_finished():
                 self._report.update(archived=archiver.archive.name(segment))
                 self._report.write()
+        except SegmentDamagedError as error:
+            self._report.trouble("archive", error)
+            if (segment_or_none := archiver.first_unarchived()) is not None:
+                repair.repair(segment_or_none)
         except BackupError as error:
             self._report.trouble("archive", error)
         else:

@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.errors import PrivilegeError
 from ovia_backup_dagster.core.pitr_errors import ServerReplacedError, SlotLostError, WalError
 from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster.postgres.programs import Connection
-from ovia_backup_dagster.postgres.quoting import shell_word
+from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.session import connect, system_identifier
 
 #: The prefix of our logical messages.
@@ -171,6 +171,13 @@ class WalSource:
         with connect(self.connection, answer_seconds=_ANSWER_SECONDS) as session:
             try:
                 session.execute("SELECT pg_create_physical_replication_slot(%s, true)", [self.slot])
+            except psycopg.errors.InsufficientPrivilege:
+                role = sql_identifier(self.connection.user)
+                raise PrivilegeError(
+                    f"role {self.connection.user} may not receive WAL",
+                    why="it does not have REPLICATION",
+                    fix=f"run deploy/wal-role.sql as a superuser, or: ALTER ROLE {role} REPLICATION",
+                ) from None
             except psycopg.errors.ConfigurationLimitExceeded as error:
                 raise WalError(
                     f"slot {self.slot} cannot be made",
