@@ -15,3 +15,5 @@ OFFSITE = "offsite"
 FETCHED = "fetched"
 #: WAL and base backups, a folder for each cluster.
 PITR = "pitr"
+#: Databases that were recovered to an instant, to be restored: neither listed nor pruned like backups.
+RECOVERED = "recovered"

@@ -144,11 +144,29 @@ class Computed(Sidecar):
     seconds: float = 0.0
 
 
+class RecoveredTo(Sidecar):
+    """The commit that a cluster was recovered to before it was dumped.
+
+    Attributes:
+        wanted: the target as a person gave it, such as ``5 minutes ago``.
+        base: the base backup that was recovered.
+        timeline, lsn: of the last commit that the cluster has.
+        committed_at: when that was committed (UTC, by the source's clock).
+    """
+
+    wanted: str
+    base: str
+    timeline: int
+    lsn: str
+    committed_at: AwareDatetime
+
+
 class Manifest(Sidecar):
     """One dump.
 
     Attributes:
-        started_at: when the operation began (UTC); the instant in the file's name.
+        started_at: when the operation began (UTC); of a recovered database, the time of its last commit. The instant in
+            the file's name.
         finished_at: when pg_dump had ended and the file was on disk (UTC).
         seconds: how long that took, by a monotonic clock.
         size_bytes: the archive's length in bytes.
@@ -163,6 +181,7 @@ class Manifest(Sidecar):
         files: suffix -> facts of each other file that was made with the archive; empty in manifests of older programs.
         computed: hashes of the source's generated columns and materialized views; ``None`` in manifests of older
             programs.
+        recovered_to: where the dumped database comes from, if it was recovered; ``None`` for the live database.
         run_id: Dagster's run id; ``None`` from the command line.
         made_by: name and version of this program.
     """
@@ -183,6 +202,7 @@ class Manifest(Sidecar):
     globals_included: bool = True
     files: dict[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], FileFacts] = Field(default_factory=dict)
     computed: Computed | None = None
+    recovered_to: RecoveredTo | None = None
     run_id: str | None = None
     made_by: str
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,9 @@ PREFIX = "ovia-drill-"
 SERVER_PROGRAMS = ("initdb", "postgres")
 #: The subfolder that the server may change; the other files in the folder are this module's, out of its reach.
 CLUSTER = "c"
-_LOCK, _LOG, _LAUNCHER = "lock", "log", "launcher"
+#: The server's log, in the folder.
+SERVER_LOG = "log"
+_LOCK, _LAUNCHER = "lock", "launcher"
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 _NOT_FOR_INITDB = frozenset("\"'$\\")
@@ -88,7 +90,7 @@ def throwaway(
         BackupError: the cluster cannot be created or started.
     """
     bin_dir = server_programs(programs)
-    with _made(bin_dir, folder, log) as place:
+    with cluster_folder(bin_dir, folder, log) as place:
         takes = _NOT_FOR_INITDB.isdisjoint(superuser)
         cluster = Cluster(
             bin_dir,
@@ -99,11 +101,11 @@ def throwaway(
             sandbox=programs.sandbox,
         )
         kept = False
-        server: _Server | None = None
+        server: ThrowawayServer | None = None
         try:
             with usable(folder):
                 cluster.create()
-            server = _Server.start(cluster, place, limits)
+            server = ThrowawayServer.start(cluster, place, limits)
             if not takes:
                 cluster = _renamed(cluster, superuser)
             there = cluster.connection(database)
@@ -123,7 +125,7 @@ def throwaway(
                 with uninterrupted():
                     if server is not None:
                         server.end()
-                    _remove(place)
+                    remove_folder(place)
 
 
 def locks_for(relations: int) -> int:
@@ -132,14 +134,31 @@ def locks_for(relations: int) -> int:
 
 
 @dataclass(slots=True)
-class _Server:
+class ThrowawayServer:
     """A server under its launcher."""
 
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, cluster: Cluster, place: Path, limits: Limits | None) -> _Server:
+    def start(
+        cls,
+        cluster: Cluster,
+        place: Path,
+        limits: Limits | None,
+        *,
+        options: Sequence[str] = (),
+        read: Iterable[Path] = (),
+        start_seconds: float = _START_SECONDS,
+    ) -> ThrowawayServer:
         """Start the server, and wait until it accepts connections.
+
+        Args:
+            cluster: its cluster.
+            place: the cluster's folder, with our own files about it.
+            limits: the resources that it may use.
+            options: more arguments of the server.
+            read: folders that it may read besides its own.
+            start_seconds: how long it may take until it accepts connections.
 
         Raises:
             ProgramError: the server does not start; the reason is the last line of its log.
@@ -149,14 +168,15 @@ class _Server:
         if limits is not None:
             more.append(limit_of_processes(account_id()))
         command = cluster.sandbox.command(
-            (str(cluster.program("postgres")), "-D", str(cluster.data)),
+            (str(cluster.program("postgres")), "-D", str(cluster.data), *options),
+            read=read,
             write=[cluster.folder],
             forks=True,
             stay=True,
             account=account(),
             more=more,
         )
-        with open(place / _LOG, "wb") as log:
+        with open(place / SERVER_LOG, "wb") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -169,15 +189,15 @@ class _Server:
         server = cls(process)
         try:
             (place / _LAUNCHER).write_text(f"{process.pid}", encoding="ascii")
-            server._wait_until_ready(cluster, place)
+            server._wait_until_ready(cluster, place, start_seconds)
         except BaseException:
             with uninterrupted():
                 server.end()
             raise
         return server
 
-    def _wait_until_ready(self, cluster: Cluster, place: Path) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+    def _wait_until_ready(self, cluster: Cluster, place: Path, start_seconds: float) -> None:
+        deadline, pause = time.monotonic() + start_seconds, 0.01
         while True:
             try:
                 with connect(cluster.connection()):
@@ -185,9 +205,10 @@ class _Server:
             except BackupError as error:
                 code = self.process.poll()
                 if code is None and time.monotonic() < deadline:
-                    time.sleep(0.01)
+                    time.sleep(pause)
+                    pause = min(1.1 * pause, 0.25)  # a recovery may take hours
                     continue
-                lines = (place / _LOG).read_text("utf-8", "replace").splitlines()[-1:]
+                lines = (place / SERVER_LOG).read_text("utf-8", "replace").splitlines()[-1:]
                 why = " / ".join(lines) or error.reason
                 ended = f"ended with code {code}" if code is not None else "does not take connections"
                 raise ProgramError(
@@ -280,7 +301,7 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _made(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
+def cluster_folder(bin_dir: Path, folder: Path, log: Log) -> Iterator[Path]:
     """A folder for a cluster, locked while it is in use."""
     with usable(folder), _alone(folder):
         for place in _remove_remains(bin_dir, folder):
@@ -301,7 +322,7 @@ def _remove_remains(bin_dir: Path, folder: Path) -> list[Path]:
     for place in found:
         _end_launcher(place)
         Cluster(bin_dir, place).end_processes()
-        _remove(place)
+        remove_folder(place)
     return found
 
 
@@ -316,7 +337,7 @@ def _end_launcher(place: Path) -> None:
             time.sleep(0.01)
 
 
-def _remove(place: Path) -> None:
+def remove_folder(place: Path) -> None:
     """Remove a folder, even if a server made a very deep tree in it."""
     # Remove the lock last: without it, a half-removed folder would look like one that a killed drill left.
     inside = [str(path) for path in place.glob("*") if path.name != _LOCK] if place.exists() else []

@@ -26,7 +26,7 @@ from ovia_backup_dagster.core.errors import (
 from ovia_backup_dagster.core.files import as_volume_error, file_sha256
 from ovia_backup_dagster.core.human_text import human_bytes, joined
 from ovia_backup_dagster.core.locking import require_still_there
-from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, Manifest
+from ovia_backup_dagster.core.manifest import Computed, DatabaseFacts, Manifest, RecoveredTo
 from ovia_backup_dagster.core.publication import publish_backup
 from ovia_backup_dagster.core.reserve import keep_reserve
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, facts_for_manifest
@@ -62,6 +62,7 @@ class Dumper:
         compression: ``auto``, or pg_dump's own spelling.
         lock_wait_timeout_seconds: how long pg_dump waits for a table that another session has locked.
         most_bytes: how much of the source is read for hashes of computed values; 0 for none.
+        recovered_to: the commit that the database was recovered to; ``None`` for the live database.
         published: called once the dump is published, under the lock. Its ``BackupError`` does not fail the dump.
     """
 
@@ -71,6 +72,7 @@ class Dumper:
     compression: str = "auto"
     lock_wait_timeout_seconds: float = LOCK_WAIT_TIMEOUT_SECONDS
     most_bytes: int = MOST_BYTES
+    recovered_to: RecoveredTo | None = None
     published: Callable[[], object] = lambda: None
 
     def dump(self, *, run_id: str | None = None, log: Log, progress_seconds: float = PROGRESS_SECONDS) -> Backup:
@@ -106,7 +108,8 @@ class Dumper:
             before = self._previous()
             if before is not None:
                 self._refuse_full_disk(before, log)
-            started_at = datetime.now(UTC)
+            # A recovered database is as old as its last commit.
+            started_at = self.recovered_to.committed_at if self.recovered_to else datetime.now(UTC)
             name = catalog.free_name(started_at)
             temporary = catalog.temporary(name)
             with _removed(temporary):
@@ -149,6 +152,7 @@ class Dumper:
                     globals_included=globals_sql is not None,
                     files=facts_for_manifest(made),
                     computed=computed,
+                    recovered_to=self.recovered_to,
                     run_id=run_id,
                     made_by=MADE_BY,
                 )
