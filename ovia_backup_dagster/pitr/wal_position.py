@@ -107,6 +107,21 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one timeline wrote of a timeline's history.
+
+    Attributes:
+        timeline: the timeline that wrote it.
+        begin: its first position.
+        end: the first position that is not part of it; ``None`` for the timeline itself, which goes on.
+    """
+
+    timeline: int
+    begin: Lsn
+    end: Lsn | None
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """A timeline and its ancestors.
 
@@ -133,6 +148,22 @@ class Timeline:
         if timeline == self.number:
             return True
         return any(switch.timeline == timeline and position <= switch.at for switch in self.ancestors)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its history: what its ancestors and itself wrote, in order."""
+        begins = (Lsn(0), *(switch.at for switch in self.ancestors))
+        parts = (Part(switch.timeline, begin, switch.at) for switch, begin in zip(self.ancestors, begins, strict=False))
+        return (*parts, Part(self.number, begins[-1], None))
+
+    def branch(self, other: Timeline) -> Lsn | None:
+        """The position up to which another timeline has the same history; ``None`` if it is the same timeline."""
+        for ours, its in zip(self.parts, other.parts, strict=False):
+            if ours.timeline != its.timeline:
+                return ours.begin
+            if ours.end != its.end:
+                return min(end for end in (ours.end, its.end) if end is not None)
+        return None
 
 
 def history_name(timeline: int) -> str:
