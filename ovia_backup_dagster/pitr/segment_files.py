@@ -1,4 +1,9 @@
-"""The files of WAL segments: what is in a segment's first page, and compression. Nothing here decides what is kept."""
+"""The files of WAL segments: what is in a segment's first page, and compression. Nothing here decides what is kept.
+
+An archived segment is a zstd frame with a checksum of the content, and a seal: a skippable frame, which every zstd
+program passes over, with the SHA-256 of the first frame. Without the seal, a flipped bit is not always seen: in zstd's
+frame header, or where it changes how repeated bytes are encoded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -18,6 +25,9 @@ from ovia_backup_dagster.pitr.wal_position import Lsn
 
 _LEVEL = 1
 _FRAME_HEADER_BYTES = 18
+#: The header of zstd's first kind of skippable frame: magic, and the length of what follows.
+_SEAL_HEADER = struct.pack("<II", 0x184D2A50, hashlib.sha256().digest_size)
+_SEAL_BYTES = len(_SEAL_HEADER) + hashlib.sha256().digest_size
 _BLOCK_BYTES = 1024 * 1024
 #: ``XLogLongPageHeaderData`` in PostgreSQL 12 to 18: magic, info, timeline, address, remaining length, padding, system
 #: identifier, sizes of a segment and of a page.
@@ -50,9 +60,17 @@ def read_header(path: Path) -> SegmentHeader:
         FileNotFoundError, VolumeError: it cannot be read.
     """
     with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
-        found = file.read(_HEADER.size)
-    if len(found) == _HEADER.size:
-        _, info, timeline, address, _, _, identifier, size, _ = _HEADER.unpack(found)
+        return header_in(file.read(_HEADER.size), path)
+
+
+def header_in(content: bytes, path: Path) -> SegmentHeader:
+    """The header in a segment's first bytes.
+
+    Raises:
+        SegmentDamagedError: they are not those of a segment.
+    """
+    if len(content) >= _HEADER.size:
+        _, info, timeline, address, _, _, identifier, size, _ = _HEADER.unpack_from(content)
         if info & _LONG_HEADER:
             return SegmentHeader(timeline, Lsn(address), str(identifier), size)
     raise SegmentDamagedError(
@@ -80,17 +98,18 @@ def compress(source: Path, target: Path) -> int:
     """
     temporary = target.parent / f".{target.name}{TEMPORARY}"
     with as_volume_error(f"cannot archive {source.name}"), removed_on_error(temporary):
-        digest = hashlib.sha256()
+        digest, seal = hashlib.sha256(), hashlib.sha256()
         with reader(source) as file, open(temporary, "wb", opener=_private) as out:
-            size = os.fstat(file.fileno()).st_size
-            compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=size)
-            while block := file.read(_BLOCK_BYTES):
+            times = os.fstat(file.fileno())
+            compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=times.st_size)
+            for block in iter(partial(file.read, _BLOCK_BYTES), b""):
                 digest.update(block)
-                out.write(compressor.compress(block))
-            out.write(compressor.flush())
+                _write(out, seal, compressor.compress(block))
+            _write(out, seal, compressor.flush())
+            out.write(_SEAL_HEADER + seal.digest())
             out.flush()
             os.fsync(out.fileno())
-            times = os.fstat(file.fileno())
+        require_sealed(temporary)
         if sha256_of_content(temporary) != digest.hexdigest():
             raise SegmentDamagedError(
                 f"{source.name} was not archived as it was received",
@@ -101,6 +120,28 @@ def compress(source: Path, target: Path) -> int:
         os.rename(temporary, target)
         sync_folder(target.parent)
         return target.stat().st_size
+
+
+def require_sealed(path: Path) -> None:
+    """Require that each byte of an archived segment's file is as it was written.
+
+    Raises:
+        SegmentDamagedError: it is not.
+        FileNotFoundError, VolumeError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
+        left = os.fstat(file.fileno()).st_size - _SEAL_BYTES
+        while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        seal = file.read(_SEAL_BYTES + 1)
+    if left or seal != _SEAL_HEADER + digest.digest():
+        raise SegmentDamagedError(
+            f"{path} was altered, or cut off",
+            why="it does not have the checksum at its end",
+            fix="dmesg | tail; then make a base backup: ovia-backup base-backup",
+        )
 
 
 def decompress(source: Path, target: Path) -> None:
@@ -146,8 +187,9 @@ def content(path: Path) -> Iterator[bytes]:
                     yield block
         except zstandard.ZstdError as error:
             raise _undecodable(path, str(error)) from None
-    if whole not in (-1, size):
-        raise _undecodable(path, f"it has {size:,} of {whole:,} bytes")
+    # ``compress`` always writes the size; a flipped bit can hide it.
+    if whole != size:
+        raise _undecodable(path, f"it has {size:,} of {max(whole, 0):,} bytes")
 
 
 def _undecodable(path: Path, said: str) -> SegmentDamagedError:
@@ -155,6 +197,11 @@ def _undecodable(path: Path, said: str) -> SegmentDamagedError:
     return SegmentDamagedError(
         f"{path} does not decompress", why=why, said=said, fix="dmesg | tail; ovia-backup wal verify"
     )
+
+
+def _write(out: BinaryIO, digest: hashlib._Hash, content: bytes) -> None:
+    out.write(content)
+    digest.update(content)
 
 
 def _private(path: str, flags: int) -> int:
