@@ -144,6 +144,24 @@ class Computed(Sidecar):
     seconds: float = 0.0
 
 
+class WalPoint(Sidecar):
+    """The commit that a dump's snapshot ends with: a cluster that is recovered to it has the same rows as the dump.
+
+    Attributes:
+        system_identifier: the cluster's.
+        timeline, lsn, xid: of the commit record; ``lsn`` is empty if no commit is exactly the snapshot's last.
+        committed_at: when it was committed (UTC, by the source's clock).
+        why: why there is none; empty if there is one.
+    """
+
+    system_identifier: str = ""
+    timeline: int = 0
+    lsn: str = ""
+    xid: int = 0
+    committed_at: AwareDatetime | None = None
+    why: str = ""
+
+
 class RecoveredTo(Sidecar):
     """The commit that a cluster was recovered to before it was dumped.
 
@@ -181,6 +199,7 @@ class Manifest(Sidecar):
         files: suffix -> facts of each other file that was made with the archive; empty in manifests of older programs.
         computed: hashes of the source's generated columns and materialized views; ``None`` in manifests of older
             programs.
+        wal_point: the commit that its snapshot ends with; ``None`` without point-in-time recovery.
         recovered_to: where the dumped database comes from, if it was recovered; ``None`` for the live database.
         run_id: Dagster's run id; ``None`` from the command line.
         made_by: name and version of this program.
@@ -202,6 +221,7 @@ class Manifest(Sidecar):
     globals_included: bool = True
     files: dict[Annotated[str, Field(pattern=r"^(\.[a-z]+)+$")], FileFacts] = Field(default_factory=dict)
     computed: Computed | None = None
+    wal_point: WalPoint | None = None
     recovered_to: RecoveredTo | None = None
     run_id: str | None = None
     made_by: str

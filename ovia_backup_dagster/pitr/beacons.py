@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from ovia_backup_dagster.core.pitr_errors import SlotLostError
 from ovia_backup_dagster.pitr.receiver_report import ReceiverReport
+from ovia_backup_dagster.pitr.wal_position import Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.pitr.wal_source import BEACON_PREFIX, Beacon, SourceIdentity, WalSource
 
@@ -51,7 +52,10 @@ class BeaconWatch:
             self._sent_at = datetime.now(UTC)
             self._pending = self.source.send_beacon(self.identity.system_identifier)
             self._look_at_slot()
-        if self._pending is not None and self._sent_at is not None and (lsn := self._returned(self._pending)):
+        timeline = self.reader.archive.timelines().get(self.identity.timeline)
+        if self._pending is None or self._sent_at is None or timeline is None:
+            return
+        if lsn := returned(self.reader, timeline, self._pending):
             self.report.confirm(self._sent_at, lsn)
             self._pending = None
 
@@ -66,21 +70,23 @@ class BeaconWatch:
             )
         self.report.update(slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes)
 
-    def _returned(self, beacon: Beacon) -> str | None:
-        """Where a beacon's transaction was committed, by our own disk; ``None`` if it has not arrived."""
-        archive, size = self.reader.archive, self.identity.segment_bytes
-        timeline = archive.timelines().get(self.identity.timeline)
-        if timeline is None:
-            return None
-        segment = timeline.segment(beacon.start.bytes // size, size)
-        if segment not in archive.received() and not archive.archived(segment).exists():
-            return None
-        payload, found = " ".join(f"{byte:02X}" for byte in beacon.nonce.encode()), False
-        records = self.reader.records(timeline, beacon.start, None, ("LogicalMessage", "Transaction"))
-        with contextlib.closing(records):
-            for record in records:
-                if record.rmgr == "LogicalMessage" and BEACON_PREFIX in record.text and payload in record.text:
-                    found = True
-                elif found and record.xid == beacon.xid and record.text.startswith("COMMIT"):
-                    return str(record.lsn)
+
+def returned(reader: WalReader, timeline: Timeline, beacon: Beacon) -> str | None:
+    """Where a beacon's transaction was committed, by our own disk; ``None`` if it has not arrived.
+
+    Raises:
+        WalGapError, SegmentDamagedError, VolumeError: the WAL since it was sent cannot be read.
+    """
+    archive, size = reader.archive, reader.archive.facts.segment_bytes
+    segment = timeline.segment(beacon.start.bytes // size, size)
+    if segment not in archive.received() and not archive.archived(segment).exists():
         return None
+    payload, found = " ".join(f"{byte:02X}" for byte in beacon.nonce.encode()), False
+    records = reader.records(timeline, beacon.start, None, ("LogicalMessage", "Transaction"))
+    with contextlib.closing(records):
+        for record in records:
+            if record.rmgr == "LogicalMessage" and BEACON_PREFIX in record.text and payload in record.text:
+                found = True
+            elif found and record.xid == beacon.xid and record.text.startswith("COMMIT"):
+                return str(record.lsn)
+    return None

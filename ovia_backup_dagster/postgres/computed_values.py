@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import psycopg
 
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.core.human_text import human_bytes
-from ovia_backup_dagster.core.manifest import Computed, ComputedTable, ComputedView
+from ovia_backup_dagster.core.manifest import Computed, ComputedTable, ComputedView, WalPoint
 from ovia_backup_dagster.postgres.data_stream import decode_text
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.server_messages import said_by
@@ -97,6 +97,24 @@ _LOCKED = "another session had it locked"
 _INTERRUPTED = f"hashing it took more than {GRACE_SECONDS:.0f} s longer than pg_dump"
 
 Session = psycopg.Connection[dict[str, Any]]
+
+
+class SnapshotAnchor(Protocol):
+    """Takes a snapshot whose last commit is known exactly."""
+
+    def take(self, session: Session, begin: str) -> WalPoint:
+        """Begin a transaction in a session, with a snapshot.
+
+        Args:
+            session: of the database to dump, without a transaction; it has one afterwards.
+            begin: the statement that begins the transaction.
+
+        Returns:
+            The commit, or why there is none: that fails no dump.
+
+        Raises:
+            ServerError: the session failed or broke.
+        """
 
 
 @dataclass(slots=True)
@@ -207,12 +225,20 @@ class Recorder:
         holds_locks: whether pg_dump is known to hold its snapshot and its locks. The recorder touches no table before:
             a DDL statement that waited for the recorder would make pg_dump wait in turn.
         most_bytes: how much may be read; 0 switches hashing off.
+        anchor: finds the commit that the snapshot ends with; ``None`` if no one needs it.
     """
 
     def __init__(
-        self, connection: Connection, holds_locks: Callable[[], bool], *, most_bytes: int = MOST_BYTES
+        self,
+        connection: Connection,
+        holds_locks: Callable[[], bool],
+        *,
+        most_bytes: int = MOST_BYTES,
+        anchor: SnapshotAnchor | None = None,
     ) -> None:
         self._connection = connection
+        self._anchor = anchor
+        self._wal_point: WalPoint | None = None
         self._holds_locks = holds_locks
         self._most_bytes = most_bytes
         self._snapshot: str | None = None
@@ -229,7 +255,7 @@ class Recorder:
         return self._snapshot
 
     def __enter__(self) -> Self:
-        if self._most_bytes:
+        if self._most_bytes or self._anchor is not None:
             self._thread.start()
         else:
             self._record.why = "switched off"
@@ -250,6 +276,13 @@ class Recorder:
         self._end(0.0)
         if self._snapshot is not None and why:
             self._snapshot, self._record = None, _Record(why=why)
+            if self._wal_point is not None:
+                self._wal_point = WalPoint(why=f"pg_dump took a snapshot of its own: {why}")
+
+    @property
+    def wal_point(self) -> WalPoint | None:
+        """The commit that the snapshot ends with, or why there is none; ``None`` without an anchor."""
+        return self._wal_point
 
     def finish(self, grace_seconds: float = GRACE_SECONDS) -> Computed:
         """Return the hashes after pg_dump has ended; values not hashed within the grace period are left out."""
@@ -284,9 +317,14 @@ class Recorder:
 
     def _hash_all(self, session: Session, record: _Record) -> None:
         _prepare(session)
-        session.execute(_BEGIN)
-        found = _relations(session, record)
-        if not found:
+        if self._anchor is not None:
+            self._wal_point = self._anchor.take(session, _BEGIN)
+        else:
+            session.execute(_BEGIN)
+        found = _relations(session, record) if self._most_bytes else []
+        if not self._most_bytes:
+            record.why = "switched off"
+        if not found and (self._wal_point is None or not self._wal_point.lsn):
             return
         row = session.execute("SELECT pg_export_snapshot() AS snapshot").fetchone()
         assert row is not None

@@ -32,7 +32,7 @@ from ovia_backup_dagster.core.reserve import keep_reserve
 from ovia_backup_dagster.core.sidecars import GLOBALS, MANIFEST, facts_for_manifest
 from ovia_backup_dagster.core.sweeping import sweep_abandoned
 from ovia_backup_dagster.core.tiers import Tier
-from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder
+from ovia_backup_dagster.postgres.computed_values import MOST_BYTES, Recorder, SnapshotAnchor
 from ovia_backup_dagster.postgres.dump_run import AGAIN, PgDump
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture, messages
 from ovia_backup_dagster.postgres.server_language import diagnose_program, in_english
@@ -62,6 +62,7 @@ class Dumper:
         compression: ``auto``, or pg_dump's own spelling.
         lock_wait_timeout_seconds: how long pg_dump waits for a table that another session has locked.
         most_bytes: how much of the source is read for hashes of computed values; 0 for none.
+        anchor: makes the snapshot, if its last commit is to be known.
         recovered_to: the commit that the database was recovered to; ``None`` for the live database.
         published: called once the dump is published, under the lock. Its ``BackupError`` does not fail the dump.
     """
@@ -72,6 +73,7 @@ class Dumper:
     compression: str = "auto"
     lock_wait_timeout_seconds: float = LOCK_WAIT_TIMEOUT_SECONDS
     most_bytes: int = MOST_BYTES
+    anchor: SnapshotAnchor | None = None
     recovered_to: RecoveredTo | None = None
     published: Callable[[], object] = lambda: None
 
@@ -128,10 +130,14 @@ class Dumper:
                     log=log,
                     progress_seconds=progress_seconds,
                 )
-                with Recorder(self.connection, pg_dump.has_begun, most_bytes=self.most_bytes) as recorder:
+                held = pg_dump.has_begun
+                with Recorder(self.connection, held, most_bytes=self.most_bytes, anchor=self.anchor) as recorder:
                     warnings = pg_dump.run(recorder)
                     computed = recorder.finish()
                 log(_computed(computed))
+                if (point := recorder.wal_point) is not None:
+                    where = f"the commit at {point.lsn}, timeline {point.timeline}"
+                    log(f"the dump ends with {where}" if point.lsn else f"no commit ends the dump exactly: {point.why}")
                 globals_sql, more_warnings = self._globals(facts.encoding, variables)
                 made = {} if globals_sql is None else {GLOBALS: globals_sql}
                 lost = tuple(undumped_or_why(self.connection))
@@ -152,6 +158,7 @@ class Dumper:
                     globals_included=globals_sql is not None,
                     files=facts_for_manifest(made),
                     computed=computed,
+                    wal_point=point,
                     recovered_to=self.recovered_to,
                     run_id=run_id,
                     made_by=MADE_BY,

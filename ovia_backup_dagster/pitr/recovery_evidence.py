@@ -1,0 +1,95 @@
+"""What a drill of point-in-time recovery found: ``pitr/<system identifier>/drills/<UTC>.json``. Pure.
+
+``recovery_drill`` makes it; ``bases`` has the statement that it leaves beside the base backup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from ovia_backup_dagster.core.manifest import Sidecar
+
+
+class RecoveryCheck(StrEnum):
+    """A check of a recovered cluster, in the order in which evidence lists them."""
+
+    REACHED = "recovered_to_the_commit"
+    BEFORE = "commit_before_is_there"
+    AFTER = "commit_after_is_not_there"
+    TABLES = "tables_equal_the_dump"
+    LARGE_OBJECTS = "large_objects_equal_the_dump"
+    SEQUENCES = "sequences_not_behind_the_dump"
+    AMCHECK = "heap_and_indexes_agree"
+    CONTROL = "negative_control"
+
+
+class RecoveryFinding(Sidecar):
+    """The outcome of one check.
+
+    Attributes:
+        passed: ``None`` if the check was not made.
+        text: what was found, or why it was not made.
+    """
+
+    check: RecoveryCheck
+    passed: bool | None
+    text: str
+
+
+class RecoveryEvidence(Sidecar):
+    """One drill of point-in-time recovery.
+
+    Attributes:
+        started_at, finished_at: UTC.
+        passed: whether every check that was made passed, and the recovery reached its target.
+        base: the base backup, by its folder's name; ``base_sha256`` is of its ``base.json``.
+        dump, dump_sha256: the dump that was compared.
+        timeline, lsn: the commit that was recovered to; ``committed_at``, when it was made (UTC).
+        wal_bytes: how much WAL was replayed.
+        phases: how long each part took, in seconds.
+        findings: the checks.
+        error, fix: why it ended early, and the next command.
+        wrong: if dump and recovery differ, which of the two is damaged, by its own checksums.
+        launched_by: a schedule, a person or the Dagster UI.
+        run_id: Dagster's.
+    """
+
+    version: Literal[1] = 1
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    passed: bool
+    database: str
+    base: str
+    base_sha256: str
+    dump: str
+    dump_sha256: str
+    timeline: int
+    lsn: str
+    committed_at: AwareDatetime
+    wal_bytes: int
+    phases: dict[str, float]
+    findings: tuple[RecoveryFinding, ...]
+    tables: int = 0
+    rows: int = 0
+    error: str = ""
+    fix: str = ""
+    wrong: str = ""
+    launched_by: str
+    run_id: str | None = None
+    made_by: str
+
+    @property
+    def replay_seconds_per_gigabyte(self) -> float | None:
+        """How long the replay of 1 GB of WAL took; ``None`` if too little was replayed to say."""
+        replay = self.phases.get("replay")
+        return replay / (self.wal_bytes / 1e9) if replay and self.wal_bytes > 1e8 else None
+
+    def failures(self) -> Iterator[str]:
+        """Why it did not pass."""
+        yield from (f"{found.check}: {found.text}" for found in self.findings if found.passed is False)
+        if self.error:
+            yield self.error
