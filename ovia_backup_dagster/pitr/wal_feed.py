@@ -19,7 +19,7 @@ from pathlib import Path
 from ovia_backup_dagster.core.errors import BackupError, DiskFullError
 from ovia_backup_dagster.core.files import is_full
 from ovia_backup_dagster.pitr.archive import COMPRESSED, ClusterArchive
-from ovia_backup_dagster.pitr.segment_files import decompress, has_begun
+from ovia_backup_dagster.pitr.segment_files import decompress, has_begun, require_sealed
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment, Timeline, parse_history_name
 from ovia_backup_dagster.postgres.local_cluster import account
 from ovia_backup_dagster.postgres.quoting import shell_word
@@ -138,6 +138,7 @@ class WalFeed:
         temporary = self.offered / ".segment"
         temporary.unlink(missing_ok=True)
         if archived.exists():
+            require_sealed(archived)
             decompress(archived, temporary)
         elif received is not None and has_begun(received):
             try:
@@ -145,6 +146,7 @@ class WalFeed:
             except FileNotFoundError:  # it was archived meanwhile
                 return self._offer(segment)
         elif unfinished.exists():
+            require_sealed(unfinished)
             decompress(unfinished, temporary)
         else:
             return False
