@@ -32,7 +32,7 @@ from ovia_backup_dagster.pitr.wal_position import (
 COMPRESSED = ".zst"
 _CLUSTER = "cluster.json"
 _BASE_TIME = "%Y-%m-%d_%H%M%S"
-_BASE_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d{6}")
+BASE_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d{6}")
 
 
 class ClusterFacts(Sidecar):
@@ -158,7 +158,7 @@ class ClusterArchive:
         Raises:
             VolumeError: the folder cannot be read.
         """
-        return sorted(self.base / name for name in _names(self.base) if _BASE_NAME.fullmatch(name))
+        return sorted(self.base / name for name in _names(self.base) if BASE_NAME.fullmatch(name))
 
 
 def base_name(started_at: datetime) -> str:

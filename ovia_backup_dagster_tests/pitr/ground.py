@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from pydantic import SecretStr
 
 from ovia_backup_dagster.pitr.archive import ClusterArchive, ClusterFacts
+from ovia_backup_dagster.pitr.base_backup import BaseBackupMaker
+from ovia_backup_dagster.pitr.base_verification import verify_base
+from ovia_backup_dagster.pitr.bases import BaseBackup, read_base
 from ovia_backup_dagster.postgres.programs import Connection, Programs, Variables
-from ovia_backup_dagster_tests.conftest import PortCluster, admin, running_cluster
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, quiet, running_cluster
 from ovia_backup_dagster_tests.faults.harness import until
 
 WAL_ROLE = "ovia_wal"
@@ -71,6 +76,17 @@ class Ground:
         archive = ClusterArchive(volume, facts.system_identifier)
         archive.create(facts)
         return archive
+
+    def maker(self, volume: Path, **changes: Any) -> BaseBackupMaker:
+        """What makes base backups of this server on a volume."""
+        return replace(BaseBackupMaker(self.archive(volume), self.connection, self.programs), **changes)
+
+    def base_backup(self, volume: Path, **changes: Any) -> BaseBackup:
+        """A base backup, made and verified now."""
+        maker = self.maker(volume, **changes)
+        made = maker.make(datetime.now(UTC), log=quiet)
+        verify_base(maker.archive, made.folder, now=datetime.now(UTC), log=quiet)
+        return read_base(made.folder)
 
     def settings(self, volume: Path, **more: str) -> dict[str, str]:
         """The environment of ``ovia-backup`` for this server and volume."""
