@@ -29,6 +29,7 @@ from ovia_backup_dagster.core.errors import BackupError
 #: Command -> its module in this package, and the function in it. Imported only when the command is called.
 VERBS = {
     "accept": "accept:accept_command",
+    "base-backup": "base_backup:base_backup_command",
     "copy": "copy:copy_command",
     "demo": "demo:demo_command",
     "doctor": "doctor:doctor_command",
