@@ -155,6 +155,7 @@ class BaseBackupMaker:
         return BaseManifest(
             system_identifier=self.archive.system_identifier,
             server_version=source.version,
+            bootstrap_superuser=source.bootstrap_superuser,
             major=source.facts.major,
             timeline=manifest.timeline,
             start_lsn=str(manifest.start),

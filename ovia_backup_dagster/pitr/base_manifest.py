@@ -51,6 +51,7 @@ class BaseManifest(Sidecar):
     Attributes:
         system_identifier: the cluster's.
         server_version: as ``SHOW server_version`` prints it.
+        bootstrap_superuser: the role with OID 10, as which a recovered cluster is used.
         major: e.g. 16; only this major version recovers the backup.
         timeline: the timeline that the backup was made on.
         start_lsn: where recovery begins to read WAL.
@@ -72,6 +73,7 @@ class BaseManifest(Sidecar):
     version: Literal[1] = 1
     system_identifier: str = Field(pattern=r"^\d{1,20}$")
     server_version: str
+    bootstrap_superuser: str
     major: int
     timeline: int = Field(ge=1)
     start_lsn: _Lsn

@@ -7,6 +7,7 @@ commit; ``wal_feed`` hands the WAL over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -40,6 +41,7 @@ from ovia_backup_dagster.postgres.sandbox import Limits
 from ovia_backup_dagster.proof.target import uninterrupted
 
 _WAL, _WANTED, _TABLESPACES = "wal", "wanted", "tablespaces"
+AUTO_CONFIGURATION = "postgresql.auto.conf"
 _CONFIGURATION, _HBA = "recovery.conf", "hba.conf"
 #: The settings of the source that recovery needs at least, by their names in pg_controldata.
 _CONTROLLED = {
@@ -82,14 +84,12 @@ class RecoveryOrder:
         base: the base backup to begin with.
         timeline: the timeline to follow.
         target: the commit record that is replayed last.
-        superuser: the name of the source's bootstrap superuser.
     """
 
     archive: ClusterArchive
     base: BaseBackup
     timeline: Timeline
     target: Lsn
-    superuser: str
 
     @property
     def wal_bytes(self) -> int:
@@ -105,11 +105,18 @@ class RecoveredCluster:
         cluster: how to reach it.
         place: its folder, which is removed with it.
         phases: how long each part took, in seconds.
+        server: its server.
     """
 
     cluster: Cluster
     place: Path
     phases: dict[str, float] = field(default_factory=dict)
+    server: ThrowawayServer | None = None
+
+    @property
+    def tablespaces(self) -> Path:
+        """The folder of the tablespaces besides the data folder, if there are any."""
+        return self.cluster.folder / _TABLESPACES
 
     def connection(self, database: str) -> Connection:
         """A superuser's connection to one of its databases."""
@@ -137,7 +144,9 @@ def recovered_cluster(
     """
     bin_dir = server_programs(programs)
     with cluster_folder(bin_dir, folder, log) as place:
-        cluster = Cluster(bin_dir, place / CLUSTER, superuser=order.superuser, sandbox=programs.sandbox)
+        cluster = Cluster(
+            bin_dir, place / CLUSTER, superuser=order.base.manifest.bootstrap_superuser, sandbox=programs.sandbox
+        )
         found = RecoveredCluster(cluster, place)
         server: ThrowawayServer | None = None
         try:
@@ -149,7 +158,7 @@ def recovered_cluster(
             found.phases["unpack"] = time.monotonic() - clock
             log(f"replaying {human_bytes(order.wal_bytes)} of WAL, to {order.target}")
             clock = time.monotonic()
-            server = _recover(cluster, place, order, feed, limits, hours)
+            server = found.server = _recover(cluster, place, order, feed, limits, hours)
             found.phases["replay"] = time.monotonic() - clock
             log(f"recovered to {order.target} ({seconds(found.phases['replay'])}, {feed.delivered} segments)")
             yield found
@@ -186,7 +195,8 @@ def _prepare(programs: Programs, cluster: Cluster, place: Path, order: RecoveryO
     _write(place / _CONFIGURATION, "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items()))
     _write(place / _HBA, "local all all trust\n")
     # Settings that were made by ALTER SYSTEM would win over these.
-    (cluster.data / "postgresql.auto.conf").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(cluster.data / AUTO_CONFIGURATION, place / AUTO_CONFIGURATION)
     _write(cluster.data / "recovery.signal", "")
     return feed
 

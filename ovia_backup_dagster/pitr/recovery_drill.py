@@ -115,7 +115,6 @@ class RecoveryDriller:
             subject.base,
             subject.timeline,
             Lsn.parse(subject.point.lsn),
-            subject.manifest.database.bootstrap_superuser,
         )
         drill = _Drill(self, subject, order, log)
         drill.run()

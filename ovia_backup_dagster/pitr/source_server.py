@@ -19,6 +19,7 @@ from ovia_backup_dagster.postgres.session import connect, system_identifier
 
 _FACTS = """
     SELECT current_setting('server_version') AS version,
+           pg_get_userbyid(10) AS bootstrap_superuser,
            current_setting('server_version_num')::int / 10000 AS major,
            (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
            clock_timestamp() AS now,
@@ -39,6 +40,7 @@ class SourceServer:
     Attributes:
         facts: what does not change in the cluster's life.
         version: as ``SHOW server_version`` prints it.
+        bootstrap_superuser: the role with OID 10.
         now: its clock (UTC).
         database_bytes: the size on its disk of all databases that the role may ask about.
         tablespaces: those besides the data folder.
@@ -46,6 +48,7 @@ class SourceServer:
 
     facts: ClusterFacts
     version: str
+    bootstrap_superuser: str
     now: datetime
     database_bytes: int
     tablespaces: tuple[BaseTablespace, ...]
@@ -88,6 +91,7 @@ def ask_source(connection: Connection) -> SourceServer:
                 system_identifier=identifier, segment_bytes=found["segment_bytes"], major=found["major"]
             ),
             version=found["version"],
+            bootstrap_superuser=found["bootstrap_superuser"],
             now=found["now"].astimezone(UTC),
             database_bytes=found["database_bytes"] or 0,
             tablespaces=tuple(BaseTablespace(**row) for row in session.execute(_TABLESPACES)),

@@ -71,7 +71,7 @@ class History:
         return timelines[max(timelines)]
 
     def order(self, base: BaseBackup, name: str) -> RecoveryOrder:
-        return RecoveryOrder(self.archive, base, self.timeline, self.end_of(name).lsn, self.ground.cluster.superuser)
+        return RecoveryOrder(self.archive, base, self.timeline, self.end_of(name).lsn)
 
     @contextmanager
     def recovered(self, base: BaseBackup, name: str) -> Iterator[RecoveredCluster]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.core.errors import BackupError, CopyError
 from ovia_backup_dagster.core.pitr_errors import BaseBackupError, RecoveryError, SegmentDamagedError
 from ovia_backup_dagster.pitr.bases import BaseBackup
+from ovia_backup_dagster.pitr.cluster_recovery import recover_into
 from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered_cluster
 from ovia_backup_dagster.pitr.wal_position import Lsn
+from ovia_backup_dagster_tests.conftest import PortCluster, admin, free_port
 from ovia_backup_dagster_tests.pitr.ground import ground_on
 from ovia_backup_dagster_tests.pitr.history import History, history_on, query, short_folder
 from ovia_backup_dagster_tests.pitr.receiving import switch
@@ -78,7 +80,7 @@ def test_a_recovered_server_reaches_nothing_outside(history: History, base: Base
 def test_a_target_that_no_record_has_is_not_reached(history: History, base: BaseBackup) -> None:
     order = history.order(base, "last")
     beyond = Lsn(order.target.bytes + (1 << 30))
-    order = RecoveryOrder(order.archive, base, order.timeline, beyond, order.superuser)
+    order = RecoveryOrder(order.archive, base, order.timeline, beyond)
     with (
         short_folder() as folder,
         pytest.raises(RecoveryError, match="recovery ended before configured recovery target was reached") as error,
@@ -100,7 +102,7 @@ def test_a_missing_segment_is_not_jumped_over(history: History, base: BaseBackup
     order = history.order(base, "last")
     copy, of = _copied(history, base, tmp_path)
     copy.archive.archived(copy.archive.archived_segments()[-2]).unlink()
-    order = RecoveryOrder(copy.archive, of, order.timeline, order.target, order.superuser)
+    order = RecoveryOrder(copy.archive, of, order.timeline, order.target)
     with (
         short_folder() as folder,
         pytest.raises(RecoveryError),
@@ -116,7 +118,7 @@ def test_a_damaged_segment_ends_the_recovery(history: History, base: BaseBackup,
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    order = RecoveryOrder(copy.archive, of, order.timeline, order.target, order.superuser)
+    order = RecoveryOrder(copy.archive, of, order.timeline, order.target)
     with (
         short_folder() as folder,
         pytest.raises(SegmentDamagedError, match=path.name),
@@ -136,7 +138,7 @@ def test_a_damaged_base_backup_is_not_recovered(history: History, base: BaseBack
         recovered_cluster(
             history.ground.programs,
             folder,
-            RecoveryOrder(copy.archive, of, order.timeline, order.target, order.superuser),
+            RecoveryOrder(copy.archive, of, order.timeline, order.target),
             hours=0.05,
             log=lambda line: None,
         ),
@@ -180,3 +182,37 @@ def test_tablespaces_are_recovered_elsewhere(history: History, base: BaseBackup)
         assert query(cluster, "SELECT a FROM public.there ORDER BY 1") == [1, 2]
         location = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'far'"
         assert query(cluster, location)[0].startswith(str(cluster.place))
+
+
+def test_a_whole_cluster_is_recovered_into_a_folder(history: History, base: BaseBackup) -> None:
+    ground = history.ground
+    ground.execute("CREATE ROLE ada LOGIN", "CREATE DATABASE other", "ALTER SYSTEM SET work_mem = '5MB'")
+    ground.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+    place = ground.cluster.folder / "whole"
+    place.mkdir()
+    shutil.chown(place, ground.cluster.data.owner(), ground.cluster.data.group())
+    ground.execute(f"CREATE TABLESPACE whole LOCATION '{place}'")
+    since = history.base_backup()
+    history.commit("whole", "CREATE TABLE in_other TABLESPACE whole AS SELECT 1 AS a", database="other")
+    history.running.until_safe()
+    with short_folder() as folder:
+        target = folder / "data"
+        done = recover_into(ground.programs, target, history.order(since, "whole"), hours=0.05, log=lambda line: None)
+        assert done.data == target
+        assert sorted(os.listdir(folder)) == [".ovia-drill-0.lock", "data", "data-tablespaces"]
+        [note] = [note for note in done.notes if "left out" in note]
+        assert "restore_command, synchronous_standby_names, which named the old server" in note
+        with pytest.raises(CopyError, match="is not empty"):
+            recover_into(ground.programs, target, history.order(since, "whole"), hours=0.05, log=lambda line: None)
+        cluster = PortCluster(ground.bin_dir, folder, port=free_port())
+        with (target / "postgresql.conf").open("a") as file:
+            file.write(f"port = {cluster.port}\nunix_socket_directories = '{folder}'\n")
+        cluster.start()
+        try:
+            with admin(cluster, "other") as session:
+                assert session.execute("SELECT a FROM in_other").fetchone() == (1,)
+                assert session.execute("SHOW work_mem").fetchone() == ("5MB",)
+                assert session.execute("SELECT count(*) FROM pg_roles WHERE rolname = 'ada'").fetchone() == (1,)
+                session.execute("INSERT INTO in_other VALUES (2)")
+        finally:
+            cluster.stop("immediate")
