@@ -187,7 +187,7 @@ def test_tablespaces_are_recovered_elsewhere(history: History, base: BaseBackup)
 def test_a_whole_cluster_is_recovered_into_a_folder(history: History, base: BaseBackup) -> None:
     ground = history.ground
     ground.execute("CREATE ROLE ada LOGIN", "CREATE DATABASE other", "ALTER SYSTEM SET work_mem = '5MB'")
-    ground.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+    ground.execute("ALTER SYSTEM RESET shared_preload_libraries", "ALTER SYSTEM SET synchronous_standby_names = ''")
     place = ground.cluster.folder / "whole"
     place.mkdir()
     shutil.chown(place, ground.cluster.data.owner(), ground.cluster.data.group())
