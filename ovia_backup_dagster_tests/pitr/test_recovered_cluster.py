@@ -205,6 +205,7 @@ def test_a_whole_cluster_is_recovered_into_a_folder(history: History, base: Base
         with pytest.raises(CopyError, match="is not empty"):
             recover_into(ground.programs, target, history.order(since, "whole"), hours=0.05, log=lambda line: None)
         cluster = PortCluster(ground.bin_dir, folder, port=free_port())
+        shutil.chown(folder, target.owner(), target.group())  # for the socket
         with (target / "postgresql.conf").open("a") as file:
             file.write(f"port = {cluster.port}\nunix_socket_directories = '{folder}'\n")
         cluster.start()
