@@ -25,12 +25,13 @@ from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.programs import start as start_program
 
 #: As many segments are decompressed at a time: 256 MB.
-_AT_ONCE = 16
+AT_ONCE = 16
 #: pg_waldump reads the files of one timeline: all are staged under the names of this one.
 _STAGED_TIMELINE = 1
+_PAGE_BYTES = 8192
 _RECORD = re.compile(
-    r"rmgr: (?P<rmgr>\w+)\s+len \(rec/tot\):\s*\d+/\s*(?P<bytes>\d+), tx:\s+(?P<xid>\d+), "
-    r"lsn: (?P<lsn>\w+/\w+), prev \w+/\w+, desc: (?P<text>.*)"
+    rb"rmgr: (?P<rmgr>\w+)\s+len \(rec/tot\):\s*\d+/\s*(?P<bytes>\d+), tx:\s+(?P<xid>\d+), "
+    rb"lsn: (?P<lsn>\w+/\w+), prev \w+/\w+, desc: (?P<text>.*)"
 )
 #: What pg_waldump reports where the WAL that was received ends: the rest of the last segment is zeros.
 _END = re.compile(
@@ -61,13 +62,34 @@ class WalRecord:
     text: str
     bytes: int
 
+    def end(self, segment_bytes: int) -> Lsn:
+        """The position at which the next record may begin: records are aligned, and pages have headers."""
+        at, left = self.lsn.bytes, self.bytes
+        if self.rmgr == "XLOG" and self.text.startswith("SWITCH"):
+            at, left = (at // segment_bytes + 1) * segment_bytes, 0
+        while left:
+            part = min(left, _PAGE_BYTES - at % _PAGE_BYTES)
+            at, left = at + part, left - part
+            if left:
+                at += _page_header(at, segment_bytes)
+        at = (at + 7) // 8 * 8
+        return Lsn(at if at % _PAGE_BYTES else at + _page_header(at, segment_bytes))
+
+
+def _page_header(at: int, segment_bytes: int) -> int:
+    """The length of the header of the page that begins there."""
+    return 24 if at % segment_bytes else 40
+
 
 def parse_record(line: str) -> WalRecord | None:
     """The record in a line of pg_waldump; ``None`` for any other line."""
-    match = _RECORD.match(line)
-    if match is None:
-        return None
-    return WalRecord(match["rmgr"], int(match["xid"]), Lsn.parse(match["lsn"]), match["text"], int(match["bytes"]))
+    match = _RECORD.match(line.encode("utf-8", "surrogateescape"))
+    return _record(match) if match else None
+
+
+def _record(match: re.Match[bytes]) -> WalRecord:
+    rmgr, text = match["rmgr"].decode(), match["text"].decode("utf-8", "replace")
+    return WalRecord(rmgr, int(match["xid"]), Lsn.parse(match["lsn"].decode()), text, int(match["bytes"]))
 
 
 def require_program(programs: Programs, major: int) -> None:
@@ -145,6 +167,26 @@ class WalReader:
             SegmentDamagedError: one is damaged.
             VolumeError: one cannot be read.
         """
+        with contextlib.closing(self.matches(_RECORD, timeline, start, end, rmgrs, options)) as matches:
+            yield from map(_record, matches)
+
+    def matches(
+        self,
+        pattern: re.Pattern[bytes],
+        timeline: Timeline,
+        start: Lsn,
+        end: Lsn | None = None,
+        rmgrs: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> Generator[re.Match[bytes]]:
+        """Like :meth:`records`, but pg_waldump's lines, for callers that read millions of them.
+
+        Args:
+            pattern: lines that do not match it from their beginning on are left out. It has a group ``lsn``.
+
+        Raises:
+            WalGapError, SegmentDamagedError, VolumeError: as :meth:`records`.
+        """
         require_program(self.programs, self.archive.facts.major)
         size = self.archive.facts.segment_bytes
         received, archived = self._begun(), set(self.archive.archived_segments())
@@ -152,9 +194,9 @@ class WalReader:
         last = max((segment.number for segment in (*received, *archived)), default=first)
         if end is not None:
             last = min(last, max(first, (end.bytes - 1) // size))
-        for number in range(first, last + 1, _AT_ONCE):
-            numbers = range(number, min(number + _AT_ONCE, last + 1))
-            # A record may end in the next segment.
+        for number in range(first, last + 1, AT_ONCE):
+            numbers = range(number, min(number + AT_ONCE, last + 1))
+            # The last record may end in the next segment.
             wanted = [timeline.segment(each, size) for each in (*numbers, numbers[-1] + 1)]
             for segment in wanted[:-1]:
                 if segment not in received and segment not in archived:
@@ -164,9 +206,10 @@ class WalReader:
                 yield from self._dumped(
                     folder,
                     wanted,
+                    pattern,
                     max(start, Lsn(number * size)),
                     min(end, stop) if end is not None else stop,
-                    [*(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
+                    [f"--end={Lsn(stop.bytes + size)}", *(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
                     ends_early=wanted[-2] in received or wanted[-1] not in archived,
                 )
 
@@ -174,25 +217,33 @@ class WalReader:
         self,
         folder: Path,
         segments: Sequence[Segment],
+        pattern: re.Pattern[bytes],
         start: Lsn,
         stop: Lsn,
         options: Sequence[str],
         *,
         ends_early: bool,
-    ) -> Generator[WalRecord]:
+    ) -> Generator[re.Match[bytes]]:
+        # pg_waldump does not print a record that begins before its --end and ends after it. So it reads on, and what
+        # begins after ``stop`` is left out here. Positions are compared as the text that pg_waldump prints, which is
+        # much faster: the longer is the greater.
+        last = f"{stop.bytes >> 32:X}/{stop.bytes & 0xFFFFFFFF:08X}".encode()
+        length = len(last)
         command = (
             self.programs.path("pg_waldump"),
             f"--path={folder}",
             f"--timeline={_STAGED_TIMELINE}",
             f"--start={start}",
-            f"--end={stop}",
             *options,
         )
         with start_program(command, pipe_stdout=True) as child:
             assert child.process.stdout is not None
             for line in child.process.stdout:
-                if (record := parse_record(line.decode("utf-8", "replace").rstrip("\n"))) is not None:
-                    yield record
+                if (match := pattern.match(line)) is not None:
+                    lsn = match["lsn"]
+                    if len(lsn) > length or (lsn >= last and len(lsn) == length):
+                        return
+                    yield match
             code = child.wait()
             stderr = child.stderr
         if code != 0 and not (ends_early and _END.search(stderr)) and not _NOTHING_FOUND.search(stderr):
