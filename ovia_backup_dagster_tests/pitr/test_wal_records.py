@@ -1,0 +1,59 @@
+"""The reader of WAL misses no record where its batches meet, and knows where a record ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovia_backup_dagster.pitr import wal_records
+from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+from ovia_backup_dagster_tests.pitr.received_shop import Shop, shop_on
+
+_LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
+
+
+@pytest.fixture(scope="module")
+def shop(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    with shop_on(full_bin_dir, tmp_path_factory.mktemp("shop") / "volume") as shop:
+        yield shop
+
+
+def test_a_record_across_two_batches_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.run("CREATE TABLE long_rows (note text)", "ALTER TABLE long_rows ALTER COLUMN note SET STORAGE plain")
+    start = shop.here()
+    # Nearly as long as a page, so that one of them goes across the border of two segments.
+    shop.run("INSERT INTO long_rows SELECT repeat('x', 8000) FROM generate_series(1, 4200)")
+    shop.receive()
+    size = shop.archive.facts.segment_bytes
+    assert shop.here().bytes // size >= start.bytes // size + 2
+
+    at_once = list(shop.reader.records(Timeline(1), start))
+    monkeypatch.setattr(wal_records, "AT_ONCE", 1)
+    one_by_one = list(shop.reader.records(Timeline(1), start))
+    some = list(shop.reader.records(Timeline(1), start, at_once[200].lsn))
+    matches = [Lsn.parse(m["lsn"].decode()) for m in shop.reader.matches(_LSN, Timeline(1), start)]
+
+    assert one_by_one == at_once
+    assert some == at_once[:200]
+    assert matches == [record.lsn for record in at_once]
+    assert sum(record.text.startswith("INSERT") for record in at_once) == 4200
+
+
+def test_a_record_ends_where_the_next_begins(shop: Shop) -> None:
+    start = shop.here()
+    shop.run(
+        "CREATE TABLE wide (note text)",
+        "INSERT INTO wide SELECT repeat('x', g) FROM generate_series(1, 1500) g",
+        "SELECT pg_switch_wal()",
+        "INSERT INTO wide SELECT repeat('x', g) FROM generate_series(1, 300) g",
+    )
+    shop.receive()
+    size = shop.archive.facts.segment_bytes
+
+    records = list(shop.reader.records(Timeline(1), start))
+
+    assert len(records) > 1800
+    assert [record.end(size) for record in records[:-1]] == [record.lsn for record in records[1:]]
