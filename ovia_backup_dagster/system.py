@@ -101,30 +101,7 @@ class BackupSystem:
         Raises:
             SettingsError: a key cannot be used, or the two are not of one pair.
         """
-        settings = self.settings
-        if settings.backup_verify_key_file is None:
-            if settings.backup_signing_key_file is None:
-                return None
-            raise SettingsError(
-                "BACKUP_VERIFY_KEY_FILE is not set",
-                why="BACKUP_SIGNING_KEY_FILE is, and what it signs is checked with the public key of the pair",
-                fix="name the file verify_key.pub that ovia-backup keys init made",
-            )
-        # Few commands need them, and status must answer at once.
-        from ovia_backup_dagster.signing.key_files import fingerprint, signing_key, verify_key
-        from ovia_backup_dagster.signing.statement_log import StatementLog
-
-        public = verify_key("BACKUP_VERIFY_KEY_FILE", settings.backup_verify_key_file)
-        private = None
-        if settings.backup_signing_key_file is not None:
-            private = signing_key("BACKUP_SIGNING_KEY_FILE", settings.backup_signing_key_file)
-            if private.public_key() != public:
-                raise SettingsError(
-                    "BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE are of two pairs",
-                    why=f"a statement that the first signs would not hold with the second, {fingerprint(public)}",
-                    fix="name the two files that one call of ovia-backup keys init or keys rotate made",
-                )
-        return StatementLog(settings.backup_dir, settings.postgres_db, public, private)
+        return _statement_log(self.settings)
 
     @property
     def required_statement_log(self) -> StatementLog:
@@ -306,6 +283,32 @@ class BackupSystem:
             SettingsError: the file cannot be read.
         """
         return Notifier(self.settings.notify_urls())
+
+
+def _statement_log(settings: Settings) -> StatementLog | None:
+    if settings.backup_verify_key_file is None:
+        if settings.backup_signing_key_file is None:
+            return None
+        raise SettingsError(
+            "BACKUP_VERIFY_KEY_FILE is not set",
+            why="BACKUP_SIGNING_KEY_FILE is, and what it signs is checked with the public key of the pair",
+            fix="name the file verify_key.pub that ovia-backup keys init made",
+        )
+    # Few commands need them, and status must answer at once.
+    from ovia_backup_dagster.signing.key_files import fingerprint, signing_key, verify_key
+    from ovia_backup_dagster.signing.statement_log import StatementLog
+
+    public = verify_key("BACKUP_VERIFY_KEY_FILE", settings.backup_verify_key_file)
+    private = None
+    if settings.backup_signing_key_file is not None:
+        private = signing_key("BACKUP_SIGNING_KEY_FILE", settings.backup_signing_key_file)
+        if private.public_key() != public:
+            raise SettingsError(
+                "BACKUP_SIGNING_KEY_FILE and BACKUP_VERIFY_KEY_FILE are of two pairs",
+                why=f"a statement that the first signs would not hold with the second, {fingerprint(public)}",
+                fix="name the two files that one call of ovia-backup keys init or keys rotate made",
+            )
+    return StatementLog(settings.backup_dir, settings.postgres_db, public, private)
 
 
 @dataclass(frozen=True)

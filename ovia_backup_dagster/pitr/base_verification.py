@@ -44,7 +44,7 @@ from ovia_backup_dagster.pitr.postgres_manifest import (
     parse_postgres_manifest,
     shown_path,
 )
-from ovia_backup_dagster.pitr.tar_stream import Source, TarEntry, TarFormatError, tar_entries
+from ovia_backup_dagster.pitr.tar_stream import ByteStream, TarEntry, TarFormatError, tar_entries
 from ovia_backup_dagster.pitr.wal_position import Lsn
 
 #: PostgreSQL's manifest has about 200 bytes a file: this is for more than two million files.
@@ -205,7 +205,7 @@ class _Contents:
             return False
         return whole
 
-    def _compare(self, name: str, source: Source) -> None:
+    def _compare(self, name: str, source: ByteStream) -> None:
         prefix = b"" if name.startswith("base.") else f"pg_tblspc/{name.partition('.')[0]}/".encode()
         for entry, content in tar_entries(source):
             digest = hashlib.sha256()
@@ -280,12 +280,12 @@ class _Hashed:
 _UNREADABLE = (TarFormatError, zstandard.ZstdError, zlib.error, gzip.BadGzipFile, EOFError)
 
 
-class _Closing(Source, Protocol):
+class _Closing(ByteStream, Protocol):
     def close(self) -> None: ...
 
 
 @contextlib.contextmanager
-def _decompressed(name: str, file: _Hashed) -> Iterator[Source]:
+def _decompressed(name: str, file: _Hashed) -> Iterator[ByteStream]:
     """The tar file in a file, as its name says that it is compressed."""
     if name.endswith(".tar"):
         yield file

@@ -2,7 +2,7 @@
 
 PostgreSQL writes plain ustar: files and folders, no links, no extensions. Anything else is refused, so that no program
 that unpacks the file later can find more in it than was checked here. Whether a file belongs there is for the caller.
-Source: PostgreSQL 16, tar.c and basebackup.c. Pure.
+ByteStream: PostgreSQL 16, tar.c and basebackup.c. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TarFormatError(ValueError):
     """The bytes are not a tar file as PostgreSQL writes it."""
 
 
-class Source(Protocol):
+class ByteStream(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -42,7 +42,7 @@ class TarEntry:
     size_bytes: int
 
 
-def tar_entries(source: Source) -> Iterator[tuple[TarEntry, Iterator[bytes]]]:
+def tar_entries(source: ByteStream) -> Iterator[tuple[TarEntry, Iterator[bytes]]]:
     """The entries in their order, each with its content, which the caller reads to its end before the next entry.
 
     Raises:
@@ -57,7 +57,7 @@ def tar_entries(source: Source) -> Iterator[tuple[TarEntry, Iterator[bytes]]]:
             raise TarFormatError("something follows its end")
 
 
-def _content(source: Source, entry: TarEntry) -> Iterator[bytes]:
+def _content(source: ByteStream, entry: TarEntry) -> Iterator[bytes]:
     left = entry.size_bytes
     while left:
         block = source.read(min(left, _READ_BYTES))
@@ -70,7 +70,7 @@ def _content(source: Source, entry: TarEntry) -> Iterator[bytes]:
         raise TarFormatError(f"something stands between {_shown(entry.path)} and the next entry")
 
 
-def _exactly(source: Source, size: int, what: str) -> bytes:
+def _exactly(source: ByteStream, size: int, what: str) -> bytes:
     found = b""
     while len(found) < size:
         block = source.read(size - len(found))
