@@ -10,8 +10,7 @@ by a command of ``cli``. A figure about the state of the backups, such as a metr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -40,10 +39,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.offsite.rclone import Remote
     from ovia_backup_dagster.offsite.rclone_program import Program
     from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
-    from ovia_backup_dagster.pitr.archive import ClusterArchive
-    from ovia_backup_dagster.pitr.base_backup import BaseBackupMaker
-    from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
-    from ovia_backup_dagster.pitr.wal_source import WalSource
+    from ovia_backup_dagster.pitr_parts import PitrParts
     from ovia_backup_dagster.postgres.dump import Dumper
     from ovia_backup_dagster.postgres.verification import Verifier
     from ovia_backup_dagster.restoration.runner import Restorations
@@ -133,9 +129,11 @@ class BackupSystem:
         return Offsite(self)
 
     @property
-    def pitr(self) -> Pitr:
-        """WAL and base backups."""
-        return Pitr(self)
+    def pitr(self) -> PitrParts:
+        """Point-in-time recovery. Few commands need it."""
+        from ovia_backup_dagster.pitr_parts import PitrParts
+
+        return PitrParts(self)
 
     @property
     def connection(self) -> Connection:
@@ -166,6 +164,7 @@ class BackupSystem:
             self.connection,
             self.programs,
             self.settings.backup_compression,
+            anchor=self.pitr.anchor(),
             # Drills become due with the first dump.
             published=lambda: self.drills.prepare(datetime.now(UTC)),
         )
@@ -382,96 +381,3 @@ class Offsite:
         from ovia_backup_dagster.offsite.fetching import Fetcher
 
         return Fetcher(remote, self.system.required_statement_log, self.age)
-
-
-@dataclass(frozen=True)
-class Pitr:
-    """Point-in-time recovery of one database's server. Few commands need it, so each part is imported on access."""
-
-    system: BackupSystem
-
-    def require_enabled(self) -> None:
-        """Refuse what needs WAL where none is received.
-
-        Raises:
-            SettingsError: PITR_ENABLED is false, or the settings are invalid.
-        """
-        self.system.settings.require()
-        if not self.system.settings.pitr_enabled:
-            raise SettingsError(
-                "point-in-time recovery is off",
-                why="PITR_ENABLED is not true",
-                fix="prepare the server: deploy/wal-role.sql; then set PITR_ENABLED=true and: ovia-backup doctor",
-            )
-
-    @property
-    def connection(self) -> Connection:
-        """The connection to the database as the role that receives WAL.
-
-        Raises:
-            SettingsError: point-in-time recovery is off, or the password's file cannot be read.
-        """
-        self.require_enabled()
-        settings = self.system.settings
-        return replace(
-            self.system.connection,
-            user=settings.wal_postgres_user,
-            password=settings.wal_password(),
-            variables=Variables(
-                user="WAL_POSTGRES_USER",
-                password="WAL_POSTGRES_PASSWORD or WAL_POSTGRES_PASSWORD_FILE",  # noqa: S106 - their names
-                hints=settings.deployment_hints,
-            ),
-        )
-
-    @property
-    def source(self) -> WalSource:
-        """The server whose WAL is received.
-
-        Raises:
-            SettingsError: as :attr:`connection`.
-        """
-        from ovia_backup_dagster.pitr.wal_source import WalSource
-
-        return WalSource(self.connection, self.system.settings.wal_slot)
-
-    def receiver(self, log: Callable[[str], None]) -> WalReceiver:
-        """What receives WAL until it is told to stop.
-
-        Raises:
-            SettingsError: as :attr:`connection`.
-        """
-        from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
-
-        settings = self.system.settings
-        return WalReceiver(settings.backup_dir, self.source, self.system.programs, settings.wal_beacon_seconds, log)
-
-    def archive(self) -> ClusterArchive:
-        """The files of the server that answers. A new cluster's folders are made.
-
-        Raises:
-            SettingsError: as for :attr:`connection`.
-            ServerError: the server does not answer.
-            VolumeError: the folders cannot be made.
-        """
-        from ovia_backup_dagster.pitr.archive import ClusterArchive
-        from ovia_backup_dagster.pitr.source_server import ask_source
-
-        facts = ask_source(self.connection).facts
-        archive = ClusterArchive(self.system.settings.backup_dir, facts.system_identifier)
-        archive.create(facts)
-        return archive
-
-    @property
-    def base_backups(self) -> BaseBackupMaker:
-        """What makes base backups of the server that answers. Raises what :meth:`archive` raises."""
-        from ovia_backup_dagster.pitr.base_backup import BaseBackupMaker
-
-        settings = self.system.settings
-        return BaseBackupMaker(
-            self.archive(),
-            self.connection,
-            self.system.programs,
-            settings.base_backup_max_rate,
-            settings.backup_lock_wait_minutes * 60,
-        )

@@ -19,7 +19,8 @@ from ovia_backup_dagster.cli.options import (
     without_services_option,
 )
 from ovia_backup_dagster.cli.output import log, print_json, print_table
-from ovia_backup_dagster.cli.restore_dialogue import carry_out, print_restore
+from ovia_backup_dagster.cli.recover import print_recovery_plan
+from ovia_backup_dagster.cli.restore_dialogue import carry_out, confirmed_name, print_restore
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.restoration.record import Record
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 @click.command("restore", cls=ExclusiveCommand)
 @click.argument("backup", required=False)
+@click.option(
+    "--to",
+    "to",
+    metavar="TARGET",
+    help="Instead of a backup: the database as it was at an instant. A time ('2026-11-30 10:00:01', '5 minutes ago'), "
+    "a position in the WAL, xid:N, the name of a restore point, or before-last-drop.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Only print what would be done.")
 @click.option(
     "--yes-destroy", "confirmation", metavar="NAME", help="The database's name; then the command does not ask for it."
@@ -88,6 +96,7 @@ if TYPE_CHECKING:
 @json_option
 def restore_command(
     backup: str | None,
+    to: str | None,
     only_plan: bool,
     confirmation: str | None,
     mode: str,
@@ -106,7 +115,7 @@ def restore_command(
     history: bool,
     as_json: bool,
 ) -> None:
-    """Restore a backup: plan, confirm, compare, swap.
+    """Restore a backup, or the database as it was at an instant: plan, confirm, compare, swap.
 
     Exit code 1: the restore failed, and was put back as far as possible.
     """
@@ -122,6 +131,17 @@ def restore_command(
         record = restorations.resume(log) if resume else restorations.abort(log, confirmation or "")
         print_restore(record, restorations, as_json, putting_back=abort)
         return
+    if to is not None and backup is not None:
+        raise click.UsageError("either a backup or --to: both say what is restored")
+    if to is not None:
+        print_recovery_plan(
+            plan := system.pitr.planner.plan(to, datetime.now(UTC), database=system.settings.postgres_db), as_json
+        )
+        if only_plan:
+            return
+        # Recovering may take hours: the operator confirms before it.
+        confirmation = confirmed_name("" if mode == "new" else system.settings.postgres_db, confirmation)
+        backup = str(system.pitr.extractor.extract(plan.order, plan.recovered_to, log))
     if backup is None:
         # The newest backup may contain the damage that the restore is to undo, so the operator must name a backup.
         raise click.UsageError("which backup? Name one of: ovia-backup list; `latest` is the newest that is not bad")

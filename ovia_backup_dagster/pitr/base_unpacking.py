@@ -15,7 +15,7 @@ from ovia_backup_dagster.core.files import reader
 from ovia_backup_dagster.core.pitr_errors import BaseBackupError
 from ovia_backup_dagster.pitr.base_manifest import TAR
 from ovia_backup_dagster.pitr.bases import BaseBackup
-from ovia_backup_dagster.pitr.tar_stream import Source, TarFormatError, tar_entries
+from ovia_backup_dagster.pitr.tar_stream import ByteStream, TarFormatError, tar_entries
 from ovia_backup_dagster.postgres.local_cluster import account
 
 _TABLESPACE_MAP = "tablespace_map"
@@ -59,7 +59,7 @@ def unpack_base(base: BaseBackup, data: Path, tablespaces: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Source]:
+def _opened(path: Path) -> Iterator[ByteStream]:
     with reader(path) as file:
         if path.suffix == ".zst":
             with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
@@ -71,7 +71,7 @@ def _opened(path: Path) -> Iterator[Source]:
             yield file
 
 
-def _unpack(source: Source, target: Path) -> None:
+def _unpack(source: ByteStream, target: Path) -> None:
     for entry, content in tar_entries(source):
         path = target / os.fsdecode(entry.path)
         if not entry.is_file:

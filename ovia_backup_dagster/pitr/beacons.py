@@ -17,6 +17,9 @@ from ovia_backup_dagster.pitr.wal_position import Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.pitr.wal_source import BEACON_PREFIX, Beacon, SourceIdentity, WalSource
 
+#: How often the names of tables are recorded; a record is written only if they have changed.
+_NAMES_SECONDS = 600.0
+
 
 @dataclass
 class BeaconWatch:
@@ -38,6 +41,7 @@ class BeaconWatch:
     _pending: Beacon | None = None
     _sent_at: datetime | None = None
     _next_at: float = 0.0
+    _names_at: float = 0.0
 
     def tick(self) -> None:
         """Send a beacon if one is due, and see whether the last one has come back.
@@ -52,6 +56,9 @@ class BeaconWatch:
             self._sent_at = datetime.now(UTC)
             self._pending = self.source.send_beacon(self.identity.system_identifier)
             self._look_at_slot()
+        if time.monotonic() >= self._names_at:
+            self._names_at = time.monotonic() + _NAMES_SECONDS
+            self.source.record_names(self.reader.archive)
         timeline = self.reader.archive.timelines().get(self.identity.timeline)
         if self._pending is None or self._sent_at is None or timeline is None:
             return

@@ -14,20 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster import __version__
-from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
-from ovia_backup_dagster.core.errors import BackupError, NotVerifiedError, ProgramMissingError
+from ovia_backup_dagster.core.errors import BackupError, ProgramMissingError
 from ovia_backup_dagster.core.files import as_volume_error, file_sha256, sync_folder, write_whole
 from ovia_backup_dagster.core.human_text import some
-from ovia_backup_dagster.core.manifest import Manifest, WalPoint
 from ovia_backup_dagster.core.verdict import Witness
 from ovia_backup_dagster.drill.negative_control import control
 from ovia_backup_dagster.pitr.archive import ClusterArchive, base_name
 from ovia_backup_dagster.pitr.bases import BASE_DRILL, BaseBackup, BaseDrill
+from ovia_backup_dagster.pitr.drill_subject import DrillSubject
 from ovia_backup_dagster.pitr.recovered_cluster import RecoveredCluster, RecoveryOrder, recovered_cluster
-from ovia_backup_dagster.pitr.recovery_evidence import RecoveryCheck, RecoveryEvidence, RecoveryFinding
+from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryCheck, RecoveryEvidence, RecoveryFinding
 from ovia_backup_dagster.pitr.transaction_ends import TransactionEnd, read_ends
-from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
@@ -36,7 +35,6 @@ from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.proof.comparison import large_object_differences, sequence_differences, unequal_tables
 from ovia_backup_dagster.proof.database_reader import CopyReader
 
-DRILLS = "drills"
 _UNLOGGED = """
     SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -44,43 +42,6 @@ _UNLOGGED = """
 """
 _STATUS = "SELECT pg_xact_status(%s::text::xid8) AS status"
 _NEXT_XID = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid"
-
-
-@dataclass(frozen=True, slots=True)
-class DrillSubject:
-    """The two witnesses.
-
-    Attributes:
-        dump: a verified dump whose last commit is known.
-        manifest, witness: the dump's.
-        point: that commit.
-        base: the base backup to recover.
-        timeline: the timeline to follow.
-    """
-
-    dump: Backup
-    manifest: Manifest
-    witness: Witness
-    point: WalPoint
-    base: BaseBackup
-    timeline: Timeline
-
-    @classmethod
-    def of(cls, dump: Backup, base: BaseBackup, timeline: Timeline) -> DrillSubject:
-        """The subject of a drill.
-
-        Raises:
-            NotVerifiedError: the dump is not verified, or does not say which commit it ends with.
-        """
-        manifest, witness = dump.manifest, dump.witness
-        if manifest is None or witness is None or not dump.state(datetime.now(UTC)).is_verified:
-            raise NotVerifiedError(f"{dump} is not verified", fix=f"ovia-backup verify {dump}")
-        point = manifest.wal_point
-        if point is None or not point.lsn:
-            why = point.why if point and point.why else "it was made without point-in-time recovery"
-            what = f"{dump} does not say which commit it ends with"
-            raise NotVerifiedError(what, why=why, fix="ovia-backup dump && ovia-backup verify latest")
-        return cls(dump, manifest, witness, point, base, timeline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ from pydantic import AwareDatetime
 
 from ovia_backup_dagster.core.manifest import Sidecar
 
+#: The folder of the evidence, in the cluster's.
+DRILLS = "drills"
+
 
 class RecoveryCheck(StrEnum):
     """A check of a recovered cluster, in the order in which evidence lists them."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from ovia_backup_dagster.core.errors import PrivilegeError
 from ovia_backup_dagster.core.pitr_errors import ServerReplacedError, SlotLostError, WalError
+from ovia_backup_dagster.pitr.archive import ClusterArchive
+from ovia_backup_dagster.pitr.relation_names import record_relation_names
 from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
@@ -204,6 +207,16 @@ class WalSource:
                     said=str(error).partition("\n")[0],
                     fix="end the other receiver, or set WAL_SLOT to another name",
                 ) from None
+
+    def record_names(self, archive: ClusterArchive) -> None:
+        """Record what the tables are called now, for the time when one is gone: WAL has only numbers.
+
+        Raises:
+            ServerReplacedError: another cluster answers.
+            ServerError, VolumeError: the server or the volume refused.
+        """
+        with connect(self.connection, answer_seconds=_ANSWER_SECONDS) as session:
+            record_relation_names(session, archive, datetime.now(UTC))
 
     def send_beacon(self, expected: str) -> Beacon:
         """Commit a message into the WAL; any role may.
