@@ -40,7 +40,7 @@ _END = re.compile(
     r"unexpected pageaddr"
 )
 
-#: pg_waldump found no record in the range: an idle server fills the rest of a segment with nothing.
+#: pg_waldump found no record from the start on.
 _NOTHING_FOUND = re.compile(r"could not find a valid record after")
 
 
@@ -202,16 +202,21 @@ class WalReader:
                 if segment not in received and segment not in archived:
                     raise self._gap(segment)
             stop = Lsn((numbers[-1] + 1) * size)
+            begin, limit = max(start, Lsn(number * size)), min(end, stop) if end is not None else stop
             with self._staged(wanted) as folder:
-                yield from self._dumped(
-                    folder,
-                    wanted,
-                    pattern,
-                    max(start, Lsn(number * size)),
-                    min(end, stop) if end is not None else stop,
-                    [f"--end={Lsn(stop.bytes + size)}", *(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
-                    ends_early=wanted[-2] in received or wanted[-1] not in archived,
-                )
+                # When the server switches to the next segment, the rest of one is zeros, and no place to begin at.
+                while begin < limit and not (
+                    yield from self._dumped(
+                        folder,
+                        wanted,
+                        pattern,
+                        begin,
+                        limit,
+                        [f"--end={Lsn(stop.bytes + size)}", *(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
+                        ends_early=wanted[-2] in received or wanted[-1] not in archived,
+                    )
+                ):
+                    begin = Lsn((begin.bytes // size + 1) * size)
 
     def _dumped(
         self,
@@ -223,7 +228,8 @@ class WalReader:
         options: Sequence[str],
         *,
         ends_early: bool,
-    ) -> Generator[re.Match[bytes]]:
+    ) -> Generator[re.Match[bytes], None, bool]:
+        """The matches; returns whether there was a place to begin at."""
         # pg_waldump does not print a record that begins before its --end and ends after it. So it reads on, and what
         # begins after ``stop`` is left out here. Positions are compared as the text that pg_waldump prints, which is
         # much faster: the longer is the greater.
@@ -242,17 +248,20 @@ class WalReader:
                 if (match := pattern.match(line)) is not None:
                     lsn = match["lsn"]
                     if len(lsn) > length or (lsn >= last and len(lsn) == length):
-                        return
+                        return True
                     yield match
             code = child.wait()
             stderr = child.stderr
-        if code != 0 and not (ends_early and _END.search(stderr)) and not _NOTHING_FOUND.search(stderr):
+        if _NOTHING_FOUND.search(stderr) and start.bytes % self.archive.facts.segment_bytes:
+            return False
+        if code != 0 and not (ends_early and _END.search(stderr)):
             name = self.archive.name(segments[0])
             raise SegmentDamagedError(
                 f"the WAL from segment {name} on cannot be read",
                 said=stderr.strip().splitlines()[-1] if stderr.strip() else f"pg_waldump ended with code {code}",
                 fix="ovia-backup wal verify",
             )
+        return True
 
     @contextmanager
     def _staged(self, segments: Sequence[Segment]) -> Iterator[Path]:

@@ -42,6 +42,18 @@ def test_a_record_across_two_batches_is_read(shop: Shop, monkeypatch: pytest.Mon
     assert sum(record.text.startswith("INSERT") for record in at_once) == 4200
 
 
+def test_the_empty_rest_of_a_segment_is_passed_over(shop: Shop) -> None:
+    shop.run("SELECT pg_logical_emit_message(true, 'test', 'before')")
+    empty = Lsn(shop.here().bytes + 100_000)
+    shop.run("SELECT pg_switch_wal()", "SELECT pg_logical_emit_message(true, 'test', 'after')")
+    shop.receive()
+
+    found = [record for record in shop.reader.records(Timeline(1), empty) if record.rmgr == "LogicalMessage"]
+
+    assert len(found) == 2  # the other one is written by `receive`
+    assert found[0].lsn > empty
+
+
 def test_a_record_ends_where_the_next_begins(shop: Shop) -> None:
     start = shop.here()
     shop.run(
