@@ -56,8 +56,8 @@ class WalRange:
         return self.segment_start(earlier[-1] if earlier else 0)
 
     def earlier(self, position: Lsn, segments: int) -> Lsn:
-        """The position that lies so many segments earlier, or the range's start."""
-        return max(self.start, Lsn(max(0, position.bytes - segments * self.segment_bytes)))
+        """Where the segment begins that is so many before the one of a position; at least the range's start."""
+        return max(self.start, Lsn(max(0, position.bytes // self.segment_bytes - segments) * self.segment_bytes))
 
 
 def newest_range(archive: ClusterArchive, timeline: Timeline) -> WalRange:
