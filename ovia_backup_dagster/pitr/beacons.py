@@ -43,18 +43,24 @@ class BeaconWatch:
     _next_at: float = 0.0
     _names_at: float = 0.0
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         """Send a beacon if one is due, and see whether the last one has come back.
+
+        Returns whether one was due: only then was everything looked at.
 
         Raises:
             ServerReplacedError: another cluster answers.
             SlotLostError: the slot is gone, or has lost its WAL.
             BackupError: the server, or our disk, did not answer.
         """
-        if self._pending is None and time.monotonic() >= self._next_at:
+        due = time.monotonic() >= self._next_at
+        if due:
             self._next_at = time.monotonic() + self.every_seconds
-            self._sent_at = datetime.now(UTC)
-            self._pending = self.source.send_beacon(self.identity.system_identifier)
+            if self._pending is None:
+                sent_at = datetime.now(UTC)
+                self._pending = self.source.send_beacon(self.identity.system_identifier)
+                self._sent_at = sent_at
+            # Also while a beacon does not return: then above all.
             self._look_at_slot()
         if time.monotonic() >= self._names_at:
             self._names_at = time.monotonic() + _NAMES_SECONDS
@@ -65,6 +71,7 @@ class BeaconWatch:
         if lsn := returned(self.reader, timeline, self._pending):
             self.report.confirm(self._sent_at, lsn)
             self._pending = None
+        return due
 
     def _look_at_slot(self) -> None:
         slot, state = self.source.slot, self.source.slot_state()
@@ -75,7 +82,7 @@ class BeaconWatch:
                 why="it was dropped" if gone else "the server removed WAL: max_slot_wal_keep_size",
                 fix="ovia-backup wal status; the receiver makes it again when its connection ends",
             )
-        self.report.update(slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes)
+        self.report.slot(state)
 
 
 def returned(reader: WalReader, timeline: Timeline, beacon: Beacon) -> str | None:

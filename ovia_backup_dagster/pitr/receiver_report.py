@@ -23,6 +23,7 @@ from ovia_backup_dagster.pitr.receiver_status import (
     with_observation,
     write_status,
 )
+from ovia_backup_dagster.pitr.wal_source import SlotState
 
 _KEPT = ("system_identifier", "timeline", "archived", "confirmed_at", "confirmed_lsn", "worst")
 
@@ -73,6 +74,12 @@ class ReceiverReport:
         self._observe(self.status.confirmed_at or sent_at)
         self.update(confirmed_at=sent_at, confirmed_lsn=lsn)
 
+    def slot(self, state: SlotState) -> None:
+        """How the slot stands now."""
+        self.update(
+            slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes, slot_limit_bytes=state.limit_bytes
+        )
+
     def write(self, state: ReceiverState | None = None) -> None:
         """Write the report. A full disk does not end the receiver: a report that grows old says the same."""
         self._observe(self.status.confirmed_at)
@@ -88,10 +95,11 @@ class ReceiverReport:
             write_status(self.root, self.status)
 
     def trouble(self, part: str, error: BackupError) -> None:
-        """A part of the work does not succeed. It is logged once, however often it is tried."""
+        """A part of the work does not succeed. Each reason is logged once, however often it is tried."""
         before = self._troubles.get(part)
         if before is None or before.account != error.account:
             self.log(str(error))
+        if before is None:
             self._since[part] = datetime.now(UTC)
         self._troubles[part] = error
 

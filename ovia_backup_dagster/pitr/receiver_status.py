@@ -38,7 +38,7 @@ class ReceiverTrouble(Sidecar):
         error: the error's class.
         account: what and why.
         fix: the next command.
-        since: when it began (UTC).
+        since: since when this part of the work has not succeeded (UTC), also if for other reasons at first.
     """
 
     error: str
@@ -61,6 +61,7 @@ class ReceiverStatus(Sidecar):
         worst: the beginning of each hour of the last day (UTC) -> the most seconds of changes that could have been
             lost.
         slot_status, slot_safe_bytes: ``wal_status`` and ``safe_wal_size`` of the slot.
+        slot_limit_bytes: how much WAL the server keeps for it, ``max_slot_wal_keep_size``; unknown without a limit.
         free_bytes: the volume's free space.
         troubles: what does not work now.
     """
@@ -80,6 +81,7 @@ class ReceiverStatus(Sidecar):
     worst: Mapping[str, float] = Field(default_factory=dict)
     slot_status: str | None = None
     slot_safe_bytes: int | None = None
+    slot_limit_bytes: int | None = None
     free_bytes: int | None = None
     troubles: tuple[ReceiverTrouble, ...] = ()
 

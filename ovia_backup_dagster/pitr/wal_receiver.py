@@ -39,6 +39,8 @@ from ovia_backup_dagster.postgres.server_language import diagnose_program
 RECEIVER_APPLICATION = "ovia_wal"
 _TICK_SECONDS = 1.0
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
+#: A pg_receivewal that the server refuses ends sooner: only from then on does it count as working.
+_SETTLED_SECONDS = 3.0
 #: Room that must remain: a segment that arrives, and its compressed copy.
 _SEGMENTS_OF_ROOM = 3
 _GONE = re.compile(r"requested WAL segment (\w+) has already been removed")
@@ -132,7 +134,10 @@ class WalReceiver:
         beacons = BeaconWatch(self.source, identity, reader, self.beacon_seconds, self._report)
         with start(self.programs.sandbox.bound(command), variables=variables) as child:
             self.log(f"receiving WAL of cluster {identity.system_identifier}, timeline {identity.timeline}")
+            began = time.monotonic()
             while child.process.poll() is None and not stopping.is_set():
+                if time.monotonic() - began >= _SETTLED_SECONDS:
+                    self._report.well("receive")
                 self._tick(repair, beacons)
                 stopping.wait(_TICK_SECONDS)
             if stopping.is_set():
@@ -184,6 +189,8 @@ class WalReceiver:
 
     def _prepare_slot(self) -> None:
         state = self.source.slot_state()
+        if state is not None:
+            self._report.slot(state)
         if state is not None and state.lost:
             self.log(f"slot {self.source.slot} has lost its WAL: it is dropped and made again")
             self.source.drop_slot()
@@ -244,16 +251,16 @@ class WalReceiver:
     # ---- while it runs
 
     def _tick(self, repair: SegmentRepair, beacons: BeaconWatch) -> None:
-        self._report.well("receive")
         self._archive(repair)
         try:
-            beacons.tick()
+            looked = beacons.tick()
         except ServerReplacedError:
             raise
         except BackupError as error:
             self._report.trouble("beacon", error)
         else:
-            self._report.well("beacon")
+            if looked:
+                self._report.well("beacon")
         self._report.write(ReceiverState.RECEIVING)
 
     def _archive(self, repair: SegmentRepair) -> None:

@@ -33,7 +33,9 @@ _IDENTITY = """
 """
 _POSITION = "SELECT pg_walfile_name(pg_current_wal_lsn()) AS file, pg_current_wal_flush_lsn()::text AS flushed"
 _SLOT = """
-    SELECT slot_type, active_pid, restart_lsn::text AS restart_lsn, wal_status, safe_wal_size
+    SELECT slot_type, active_pid, restart_lsn::text AS restart_lsn, wal_status, safe_wal_size,
+           (SELECT setting::bigint * 1024 * 1024 FROM pg_settings
+            WHERE name = 'max_slot_wal_keep_size' AND setting <> '-1') AS limit_bytes
     FROM pg_replication_slots WHERE slot_name = %s
 """
 #: With synchronous_standby_names, a beacon must not wait for the receiver that it is to judge.
@@ -68,12 +70,14 @@ class SlotState:
         restart_lsn: from where on the server keeps WAL for it; ``None`` if it keeps none.
         wal_status: ``reserved``, ``extended``, ``unreserved`` or ``lost``.
         safe_bytes: how much more WAL can be written before the slot loses its own; ``None`` without a limit.
+        limit_bytes: how much WAL the server keeps for a slot, ``max_slot_wal_keep_size``; ``None`` without a limit.
     """
 
     active: bool
     restart_lsn: Lsn | None
     wal_status: str
     safe_bytes: int | None
+    limit_bytes: int | None = None
 
     @property
     def lost(self) -> bool:
@@ -163,6 +167,7 @@ class WalSource:
             restart_lsn=Lsn.parse(restart) if restart else None,
             wal_status=row["wal_status"] or ("reserved" if restart else "lost"),
             safe_bytes=row["safe_wal_size"],
+            limit_bytes=row["limit_bytes"],
         )
 
     def create_slot(self) -> None:
