@@ -67,7 +67,7 @@ class BeaconWatch:
             self.source.record_names(self.reader.archive)
         timeline = self.reader.archive.timelines().get(self.identity.timeline)
         if self._pending is None or self._sent_at is None or timeline is None:
-            return
+            return due
         if lsn := returned(self.reader, timeline, self._pending):
             self.report.confirm(self._sent_at, lsn)
             self._pending = None
@@ -75,6 +75,8 @@ class BeaconWatch:
 
     def _look_at_slot(self) -> None:
         slot, state = self.source.slot, self.source.slot_state()
+        if state is not None:
+            self.report.slot(state)
         if state is None or state.lost:
             gone = state is None
             raise SlotLostError(
@@ -82,7 +84,6 @@ class BeaconWatch:
                 why="it was dropped" if gone else "the server removed WAL: max_slot_wal_keep_size",
                 fix="ovia-backup wal status; the receiver makes it again when its connection ends",
             )
-        self.report.slot(state)
 
 
 def returned(reader: WalReader, timeline: Timeline, beacon: Beacon) -> str | None:
