@@ -34,7 +34,7 @@ def demo_command(serve: bool, port: int, remove: bool, scale: float, folder: Pat
         return
     if serve:
         sys.exit(here.serve(port, log))
-    brought_back = here.back_up(log)
+    shown = here.back_up(log)
     click.echo()
     click.echo(f"The backups in {here.backups}:")
     print_table(("backup", "size", "rows", "state", "beside it"), here.table(), right=(1, 2))
@@ -43,7 +43,8 @@ def demo_command(serve: bool, port: int, remove: bool, scale: float, folder: Pat
         rows, took = f"{drilled.rows:,} rows", recovery_time(drilled.recovery_seconds)
         page = here.backups / "drills" / f"{drilled.filename}.md"
         click.echo(f"Restored and compared: {rows}; recovery time to expect: {took}. The evidence:  {page}")
-    if brought_back:
+    if shown.brought_back:
         place = here.second.place
-        click.echo(f"Copied to {place}, encrypted and signed. Brought back from there alone: {brought_back}")
+        click.echo(f"Copied to {place}, encrypted and signed. Brought back from there alone: {shown.brought_back}")
+    click.echo(f"As of any second: {shown.recovered}")
     click.echo("To see this history in the Dagster UI, with schedules and sensor on:  make dev")

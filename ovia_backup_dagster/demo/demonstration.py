@@ -10,24 +10,23 @@ import fcntl
 import hashlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import ProgramError
 from ovia_backup_dagster.core.human_text import human_bytes
 from ovia_backup_dagster.core.sidecars import SIDECAR_KINDS
 from ovia_backup_dagster.demo import embedded_server
+from ovia_backup_dagster.demo.point_in_time import PointInTime
+from ovia_backup_dagster.demo.process_groups import end_group, start_group
 from ovia_backup_dagster.demo.second_place import SecondPlace
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.folder import DrillFolder
@@ -44,6 +43,19 @@ _RESTORE_ROLE, _RESTORE_ROLE_SCRIPT = "ovia_restore", "deploy/restore-role.sql"
 _OURS = (*PREFIXES, "PG", "DAGSTER_")
 
 Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a demo showed besides the backups.
+
+    Attributes:
+        brought_back: the verification of the copy that was brought back, in a line; empty without copies.
+        recovered: what was deleted, brought back and undone, in a line.
+    """
+
+    brought_back: str
+    recovered: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +76,26 @@ class Demo:
         return self.folder / "backups"
 
     @property
+    def recovery(self) -> PointInTime:
+        """The demo's point-in-time recovery."""
+        return PointInTime(self.folder)
+
+    @property
     def second(self) -> SecondPlace:
         """Where the demo's backups are copied to."""
         return SecondPlace(self.folder)
 
-    def back_up(self, log: Log) -> str:
-        """Run ``daily_backup_job`` and ``restore_drill_job`` once, and bring a copy back.
-
-        Returns:
-            The verification of the copy that was brought back, in a line; empty without copies.
+    def back_up(self, log: Log) -> Shown:
+        """Run ``daily_backup_job`` and ``restore_drill_job`` once, bring a copy back, and rows as of an instant.
 
         Raises:
             BackupError: the server or a job failed; the error names the log.
         """
-        with self._server(log) as cluster:
+        with self._server(log) as cluster, self.recovery.receiving(self._environment(cluster)):
             self._run_jobs(cluster, log)
-            return self.second.bring_back(self._environment(cluster))
+            environment = self._environment(cluster)
+            brought_back = self.second.bring_back(environment)
+            return Shown(brought_back, self.recovery.show(environment, cluster, DATABASE, log))
 
     def _run_jobs(self, cluster: Cluster, log: Log) -> None:
         environment = self.second.prepare(self._environment(cluster), log)
@@ -120,7 +136,7 @@ class Demo:
                 raise ProgramError(
                     f"port {port} is taken", why=error.strerror or str(error), fix=f"make dev PORT={port + 1}"
                 ) from None
-        with self._server(log) as cluster:
+        with self._server(log) as cluster, self.recovery.receiving(self._environment(cluster)):
             if not any(self.backups.glob("*/*.dump")):
                 try:
                     self._run_jobs(cluster, log)
@@ -186,6 +202,7 @@ class Demo:
         embedded_server.create_restore_role(
             cluster.connection(DATABASE), cluster.bin_dir, _checkout() / _RESTORE_ROLE_SCRIPT
         )
+        self.recovery.prepare(cluster, _checkout(), DATABASE)
 
     def _make(self, cluster: Cluster, log: Log) -> None:
         """Create the cluster with the sample database, after removing what an earlier attempt left."""
@@ -218,6 +235,7 @@ class Demo:
             "RESTORE_POSTGRES_USER": _RESTORE_ROLE,
             "BACKUP_DIR": str(self.backups),
             "PG_BIN_DIR": str(cluster.bin_dir),
+            **self.recovery.settings(),
             **self.second.settings(),
         }
 
@@ -228,36 +246,6 @@ def _alone(cluster: Cluster) -> Iterator[None]:
     with open(cluster.folder / "start.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def start_group(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, so that :func:`end_group` ends all that it starts.
-
-    A shell starts background jobs with SIGINT ignored, and programs inherit that; but Dagster ends its parts by SIGINT.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs inherit no handler, but the default
-    try:
-        return subprocess.Popen(command, start_new_session=True, **options)
-    finally:
-        if before is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, before)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all processes that it started: SIGINT first, then SIGTERM, then SIGKILL."""
-    process.poll()
-    for kind, seconds in ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        deadline = time.monotonic() + seconds
-        try:
-            os.killpg(process.pid, kind)
-            while time.monotonic() < deadline:
-                process.poll()  # a zombie would count as alive
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            return
 
 
 def _checkout() -> Path:

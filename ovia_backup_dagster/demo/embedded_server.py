@@ -63,10 +63,17 @@ def create_restore_role(admin: Connection, programs: Path, script: Path) -> None
     Raises:
         BackupError: a program failed.
     """
-    # The script requires a password; the server does not, because only its owner can reach its socket.
-    password = {"RESTORE_PASSWORD": secrets.token_urlsafe()}
+    run_script(admin, programs, script, secret_variable="RESTORE_PASSWORD")  # noqa: S106 - its name
+
+
+def run_script(admin: Connection, programs: Path, script: Path, *, secret_variable: str) -> None:
+    """Run one of ``deploy``'s scripts that create a role, with a random password: only its owner reaches the socket.
+
+    Raises:
+        BackupError: psql failed.
+    """
     options = ("--no-psqlrc", "--quiet", "--no-password", f"--file={script}")
-    _run(admin, str(programs / "psql"), *options, variables=password)
+    _run(admin, str(programs / "psql"), *options, variables={secret_variable: secrets.token_urlsafe()})
 
 
 def _run(connection: Connection, *command: str, variables: Mapping[str, str] | None = None) -> None:

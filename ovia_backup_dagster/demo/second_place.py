@@ -6,17 +6,14 @@ Needs the age program; without it, the demo makes no copies, and says so.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovia_backup_dagster.core.errors import ProgramError
+from ovia_backup_dagster.demo.own_commands import run_command
 from ovia_backup_dagster.signing.age_keys import AGE_IDENTITY, AGE_RECIPIENT
 from ovia_backup_dagster.signing.key_files import SIGNING_KEY, VERIFY_KEY
 
-_COMMAND = (sys.executable, "-W", "ignore", "-m", "ovia_backup_dagster.cli.main")
 _REMOTE = "second"
 Log = Callable[[str], None]
 
@@ -69,12 +66,12 @@ class SecondPlace:
         if volume.exists() and not volume.is_dir():
             return dict(environment)  # the job reports it
         if not (self._keys / AGE_RECIPIENT).exists():
-            _run(environment, "keys", "init", "--to", str(self._keys))
+            run_command(environment, "keys", "init", "--to", str(self._keys))
         signed = {**environment, **self.settings()}
         self.place.mkdir(exist_ok=True)
         volume.mkdir(mode=0o700, exist_ok=True)
-        _run(signed, "keys", "adopt")
-        _run(signed, "offsite", "init")
+        run_command(signed, "keys", "adopt")
+        run_command(signed, "offsite", "init")
         return signed
 
     def bring_back(self, environment: Mapping[str, str]) -> str:
@@ -93,16 +90,5 @@ class SecondPlace:
         elsewhere.mkdir(mode=0o700)
         there = {name: value for name, value in environment.items() if name != "BACKUP_SIGNING_KEY_FILE"}
         there |= {"BACKUP_DIR": str(elsewhere), "OFFSITE_IDENTITY_FILE": str(self._keys / AGE_IDENTITY)}
-        archive = _run(there, "fetch", "latest").splitlines()[-1]
-        return _run(there, "verify", archive).splitlines()[-1]
-
-
-def _run(environment: Mapping[str, str], *arguments: str) -> str:
-    """Run a command of ovia-backup, and return its standard output."""
-    done = subprocess.run((*_COMMAND, *arguments), env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ProgramError(
-            f"ovia-backup {' '.join(arguments)} failed", why=lines[-1] if lines else "", fix="make clean"
-        )
-    return done.stdout
+        archive = run_command(there, "fetch", "latest").splitlines()[-1]
+        return run_command(there, "verify", archive).splitlines()[-1]
