@@ -13,7 +13,7 @@ from typing import Protocol
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
-_READ_BYTES = 1024 * 1024
+_READ_BYTES = 256 * 1024
 _FILE, _FOLDER = b"0", b"5"
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -27,7 +29,7 @@ from ovia_backup_dagster.pitr.base_verification import verify_base
 from ovia_backup_dagster.pitr.bases import read_bases
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster_tests.conftest import admin, quiet
-from ovia_backup_dagster_tests.faults.conftest import needs_root
+from ovia_backup_dagster_tests.faults.conftest import needs_root, rounds
 from ovia_backup_dagster_tests.faults.disks import MEGABYTE, tmpfs
 from ovia_backup_dagster_tests.faults.harness import Place, Running, until
 from ovia_backup_dagster_tests.pitr.ground import (
@@ -318,6 +320,28 @@ def test_a_killed_pg_basebackup_leaves_nothing(ground: Ground, volume: Path, tmp
 
     assert "signal 9" in running.wait().refused()
     assert left(ground.archive(volume)) == []
+
+
+@rounds(few=3, many=60)
+def test_a_run_killed_at_random_leaves_whole_bases_only(
+    times: int, full_ground: Ground, volume: Path, tmp_path: Path, rng: Random
+) -> None:
+    archive = full_ground.archive(volume)
+    place = Place(full_ground.settings(volume, BACKUP_LOCK_WAIT_MINUTES="1"), tmp_path)
+    whole = place.start("base-backup", "--no-verify")
+    assert whole.wait().code == 0
+    took = time.monotonic() - whole.began
+    for _ in range(times):
+        running = place.start("base-backup", "--no-verify")
+        time.sleep(rng.uniform(0, took))
+        running.kill()
+        running.wait()
+        assert not read_bases(archive).incomplete
+    assert place.run("base-backup").code == 0
+    bases = read_bases(archive).complete
+    assert left(archive) == [base.folder.name for base in bases]
+    for base in bases:
+        verify_base(archive, base.folder, now=datetime.now(UTC), log=quiet)
 
 
 def test_a_stopped_run_ends_pg_basebackup(ground: Ground, volume: Path, tmp_path: Path) -> None:

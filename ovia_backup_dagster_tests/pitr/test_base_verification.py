@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,6 +136,20 @@ def test_the_specimen_has_what_is_special(made: dict[str, Specimen]) -> None:
     assert b'"Encoded-Path": "' in content
     assert STRANGE_NAME in parse_postgres_manifest(content).files
     assert any(path.startswith(b"pg_tblspc/") for path in parse_postgres_manifest(content).files)
+
+
+def test_postgresqls_own_program_agrees(made: dict[str, Specimen], full_bin_dir: Path, tmp_path: Path) -> None:
+    """It reads no tar file, so the backup is unpacked for it."""
+    for path in sorted(made["none"].folder.glob("*.tar"), reverse=True):
+        into = tmp_path / "data" / ("" if path.name == "base.tar" else f"pg_tblspc/{path.stem}")
+        into.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["tar", "-xf", str(path), "-C", str(into)], check=True)
+    shutil.copy(made["none"].path("backup_manifest"), tmp_path / "data")
+    command = [str(full_bin_dir / "pg_verifybackup"), "--no-parse-wal", str(tmp_path / "data")]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------- flips
