@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.core.files import as_volume_error, exists, is_folder, read_small, sync_folder, write_whole
 from ovia_backup_dagster.core.layout import PITR
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
@@ -114,6 +115,10 @@ class ClusterArchive:
         """Where a finished segment stands."""
         return self.wal / f"{self.name(segment)}{COMPRESSED}"
 
+    def archived_partial(self, segment: Segment) -> Path:
+        """Where a segment stands that was not finished, because its timeline ended within it."""
+        return self.wal / f"{self.name(segment)}{PARTIAL}{COMPRESSED}"
+
     def archived_segments(self) -> list[Segment]:
         """The finished segments, in order.
 
@@ -121,6 +126,16 @@ class ClusterArchive:
             VolumeError: the folder cannot be read.
         """
         names = (name.removesuffix(COMPRESSED) for name in _names(self.wal) if name.endswith(COMPRESSED))
+        return sorted(filter(None, (Segment.parse(name, self.facts.segment_bytes) for name in names)))
+
+    def archived_partials(self) -> list[Segment]:
+        """The unfinished segments in the archive, in order.
+
+        Raises:
+            VolumeError: the folder cannot be read.
+        """
+        suffix = f"{PARTIAL}{COMPRESSED}"
+        names = (name.removesuffix(suffix) for name in _names(self.wal) if name.endswith(suffix))
         return sorted(filter(None, (Segment.parse(name, self.facts.segment_bytes) for name in names)))
 
     def received(self) -> dict[Segment, Path]:
@@ -140,7 +155,7 @@ class ClusterArchive:
         """The timelines that have a history file, and the first, which has none.
 
         Raises:
-            VolumeError: a file cannot be read.
+            VolumeError: a file cannot be read, or is no history file.
         """
         found = {1: Timeline(1)}
         for folder in (self.incoming, self.wal):
@@ -149,7 +164,14 @@ class ClusterArchive:
                 if number is not None:
                     with as_volume_error(f"cannot read {folder / name}"):
                         text = read_small(folder / name).decode("utf-8", "replace")
-                    found[number] = parse_history(number, text)
+                    try:
+                        found[number] = parse_history(number, text)
+                    except ValueError as error:
+                        raise VolumeError(
+                            f"{folder / name} is damaged",
+                            why=str(error),
+                            fix="put back a copy of it: the server has one in pg_wal as long as it has this timeline",
+                        ) from error
         return found
 
     def base_folders(self) -> list[Path]:
