@@ -82,6 +82,7 @@ class RecoveryWindow:
         to_lsn: the end of the WAL that can be read without a hole; the record at this position is not there.
         from_time: when the base was finished (UTC).
         to_time: when the last of this WAL was received, or an earlier instant if that is unknown (UTC).
+        received_by: all of this WAL was received until then (UTC); ``None`` if that is unknown.
         usable: whether the WAL from the base's start to its end is there. If it is not, the window is empty.
         complete: whether the window ends where this timeline's WAL ends, and not in a hole.
         why_it_ends: for people.
@@ -93,6 +94,7 @@ class RecoveryWindow:
     to_lsn: Lsn
     from_time: datetime
     to_time: datetime
+    received_by: datetime | None
     usable: bool
     complete: bool
     why_it_ends: str
@@ -202,6 +204,7 @@ class RecoveryCatalog:
             to_lsn=reach.to if usable else base.end,
             from_time=base.finished_at,
             to_time=self._time_of(timeline, reach, base) if usable else base.finished_at,
+            received_by=self._received_at(reach.partly or self._wal.file(timeline, reach.whole)) if usable else None,
             usable=usable,
             complete=complete,
             why_it_ends=why,
@@ -334,6 +337,10 @@ class RecoveryCatalog:
             if (time := self.end_of.get(self._wal.file(timeline, number))) is not None:
                 return max(time, base.finished_at)
         return base.finished_at
+
+    def _received_at(self, file: Segment) -> datetime | None:
+        parts = (part.received_at for part in self.unfinished if part.segment == file)
+        return self.end_of.get(file) or next(parts, None)
 
     def _why_it_ends(self, timeline: Timeline, reach: Reach) -> tuple[bool, str]:
         """Whether the WAL that can be read ends where the timeline's ends, and why it ends."""

@@ -47,6 +47,7 @@ def test_a_window_goes_from_the_end_of_its_base_to_the_last_wal() -> None:
         to_lsn=at(5.5),
         from_time=hour(2.75),
         to_time=hour(5.5),
+        received_by=hour(5.5),
         usable=True,
         complete=True,
         why_it_ends="nothing was received since",
@@ -133,6 +134,7 @@ def test_the_time_of_a_window_is_never_later_than_known() -> None:
     none = catalog_with(first, whole=segments(1, 2, 3, 4, 5), times=False)
 
     assert window(some, first).to_time == hour(4)
+    assert (window(known, first).received_by, window(some, first).received_by) == (hour(6), None)
     assert window(none, first).to_time == hour(2.75)
 
 
@@ -176,6 +178,7 @@ def test_the_time_of_abandoned_wal_does_not_count() -> None:
     newest, _ = catalog.windows_of(first)
 
     assert (newest.timeline, newest.to_lsn, newest.to_time) == (2, at(4.5), hour(4))
+    assert newest.received_by == hour(4.6)
 
 
 def test_a_switch_at_the_border_of_segments_is_followed() -> None:
