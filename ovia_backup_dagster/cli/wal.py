@@ -12,6 +12,7 @@ from ovia_backup_dagster.cli.exit_codes import FAILED
 from ovia_backup_dagster.cli.invocation import system_from_environment, volume_from_environment
 from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import log, print_json, printable
+from ovia_backup_dagster.cli.wal_timeline import timeline_command
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.pitr.receiver_status import ReceiverStatus
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 @click.group("wal")
 def wal_group() -> None:
     """Receive and check the write-ahead log, from which any instant can be recovered."""
+
+
+wal_group.add_command(timeline_command)
 
 
 @wal_group.command("receive")

@@ -291,6 +291,8 @@ class _Told:
                 yield self._change(ChangeKind.REWRITE, found, oid)
 
     def truncations(self) -> Iterator[Change]:
+        if not self._removed:
+            return  # a new database, for example
         replaced = self._replaced()
         origin: dict[RelationFile, RelationFile] = {}
         for new in self._replacing:
@@ -299,7 +301,7 @@ class _Told:
             first = origin.get(old, old) if old is not None else None
             if first is not None:
                 origin[new] = first
-            if new in replaced.values() or new in self._footprint.filled:
+            if new in replaced.values() or new in self._footprint.filled or self._catalog_of(new):
                 continue
             if first is not None and first.space != new.space:
                 continue

@@ -7,6 +7,8 @@ here.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,7 +16,7 @@ from ovia_backup_dagster.core.files import as_volume_error, plain_status
 from ovia_backup_dagster.core.pitr_errors import WalGapError
 from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.segment_files import has_begun
-from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline, newest_timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,20 @@ class WalRange:
     def earlier(self, position: Lsn, segments: int) -> Lsn:
         """Where the segment begins that is so many before the one of a position; at least the range's start."""
         return max(self.start, Lsn(max(0, position.bytes // self.segment_bytes - segments) * self.segment_bytes))
+
+
+def last_received(archives: Iterable[ClusterArchive]) -> ClusterArchive | None:
+    """The archive whose WAL was written last; ``None`` if none has WAL.
+
+    Raises:
+        VolumeError: the volume cannot be read.
+    """
+    newest: dict[ClusterArchive, datetime] = {}
+    for archive in archives:
+        with contextlib.suppress(WalGapError):
+            wal = newest_range(archive, newest_timeline(archive.timelines().values()))
+            newest[archive] = wal.written[-1]
+    return max(newest, key=newest.__getitem__, default=None)
 
 
 def newest_range(archive: ClusterArchive, timeline: Timeline) -> WalRange:

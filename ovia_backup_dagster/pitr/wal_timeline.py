@@ -28,7 +28,8 @@ from ovia_backup_dagster.pitr.catalog_pages import names_in_wal
 from ovia_backup_dagster.pitr.relation_names import RelationNames
 from ovia_backup_dagster.pitr.transaction_ends import RelationFile, TransactionEnd, parse_end, parse_file
 from ovia_backup_dagster.pitr.wal_changes import Change, Changes, Footprint, MassDelete, Rows, rows_changed
-from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline, newest_timeline
+from ovia_backup_dagster.pitr.wal_range import newest_range
 from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.pitr.wal_source import BEACON_PREFIX
 
@@ -196,6 +197,57 @@ def read_timeline(reader: WalReader, question: TimelineQuestion) -> WalTimeline:
                 break
     told = collector.told(question.names)
     return replace(collector.timeline, transactions=tuple(_named(reader, question, collector, told)))
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineView:
+    """What happened between two instants.
+
+    Attributes:
+        timeline_id: the timeline.
+        since, until: the instants (UTC).
+        told: what happened.
+    """
+
+    timeline_id: int
+    since: datetime
+    until: datetime
+    told: WalTimeline
+
+
+def view_timeline(
+    reader: WalReader,
+    *,
+    database: int | None,
+    names: RelationNames,
+    around: datetime | None,
+    span: timedelta,
+    now: datetime,
+) -> TimelineView:
+    """Read what happened on the newest timeline in a span of time.
+
+    Args:
+        reader: reads the WAL.
+        database: the OID of the database; ``None`` for all.
+        names: the names of relations.
+        around: the middle (UTC); ``None`` for the time back from the newest WAL.
+        span: in both directions from the middle; or back.
+        now: the present (UTC).
+
+    Raises:
+        WalGapError, SegmentDamagedError, VolumeError: as ``WalReader.records``.
+    """
+    timeline = newest_timeline(reader.archive.timelines().values())
+    wal = newest_range(reader.archive, timeline)
+    since = (around or min(now, wal.written[-1])) - span
+    until = around + span if around is not None else now
+    start, segments = wal.before(since), 1
+    while True:
+        told = read_timeline(reader, TimelineQuestion(timeline, start, None, until, database, names))
+        # With the file times of a copy, for example, the beginning may be too late.
+        if start == wal.start or (told.first is not None and told.first < since):
+            return TimelineView(timeline.number, since, until, told.within(since, until))
+        start, segments = wal.earlier(start, segments), segments * 4
 
 
 def _named(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import psycopg
 import pytest
@@ -22,8 +23,9 @@ from ovia_backup_dagster.pitr.relation_names import (
 from ovia_backup_dagster.pitr.wal_changes import ChangeKind
 from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster.pitr.wal_timeline import WalTimeline, WalTransaction
-from ovia_backup_dagster_tests.conftest import admin
+from ovia_backup_dagster_tests.conftest import PASSWORD, admin, free_port
 from ovia_backup_dagster_tests.pitr.received_shop import SHOP, Committed, Shop, shop_on
+from ovia_backup_dagster_tests.support.command_line import InProcessCli
 
 FILL = "SELECT g, 'x' FROM generate_series(1, 300) g"
 
@@ -353,6 +355,18 @@ def test_a_dropped_database_is_told_from_where_its_files_go(shop: Shop) -> None:
     assert told(shop.timeline(start)) == []
 
 
+def test_a_new_database_is_not_told_as_truncated(shop: Shop) -> None:
+    with admin(shop.ground.cluster) as session:
+        session.execute("CREATE DATABASE empty_tables")
+        with admin(shop.ground.cluster, "empty_tables") as inside:
+            inside.execute("CREATE TABLE without_rows (id int)")
+        start = shop.here()
+        session.execute("CREATE DATABASE copy_of_them TEMPLATE empty_tables STRATEGY wal_log")
+    shop.receive()
+
+    assert [each.text for each in shop.timeline(start, database=None).transactions] == ["DDL (database)"]
+
+
 def test_a_dropped_table_is_named_by_a_record(shop: Shop) -> None:
     start = make(shop, "recorded")
     to = shop.ground.cluster.connection(SHOP)
@@ -429,6 +443,66 @@ def test_every_commit_is_counted_in_its_minute(shop: Shop) -> None:
     assert isinstance(begun, datetime)
     assert found.minutes[0].start == begun.astimezone(UTC).replace(second=0, microsecond=0)
     assert [point.name for point in found.restore_points] == ["counted: all"]
+
+
+def cli_of(shop: Shop, **settings: str) -> InProcessCli:
+    own = {"POSTGRES_DB": SHOP, "POSTGRES_PASSWORD": PASSWORD, "BACKUP_TIMEZONE": "Asia/Tokyo", **settings}
+    return InProcessCli(shop.ground.settings(shop.archive.root, **own))
+
+
+def test_the_command_shows_what_happened(shop: Shop, tmp_path: Path) -> None:
+    make(shop, '"told <by> [the] command"')
+    lost = shop.commit('DELETE FROM "told <by> [the] command" WHERE id > 100')
+    shop.run("SELECT pg_create_restore_point('after the loss')")
+    shop.receive()
+    svg = tmp_path / "timeline.svg"
+
+    result = cli_of(shop)("wal", "timeline", "--svg", str(svg))
+    code, data = cli_of(shop).json("wal", "timeline", "--around", f"{lost.time.isoformat()}", "--minutes", "1")
+
+    assert result.returncode == code == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if "[the] command" in line and "DELETE" in line)
+    clock = f"{lost.time:%H:%M:%S}.{lost.time.microsecond // 1000:03d}"
+    assert line.split()[:4:3] == [clock, str(lost.xid)]
+    assert "DELETE public.told <by> [the] command (200 rows)" in line
+    assert "restore point after the loss" in result.stdout
+    assert "--to before-last-drop" in result.stderr
+    (found,) = [each for each in data["transactions"] if each["xid"] == lost.xid]
+    assert found["time"] == lost.time.isoformat()
+    assert lost.has(Lsn.parse(found["lsn"]))
+    assert found["changes"][0]["deleted"] == 200
+    assert "after the loss" in [point["name"] for point in data["restore_points"]]
+    assert sum(minute["commits"] for minute in data["minutes"]) > 0
+
+    titles = [element.text for element in ET.parse(svg).iter("{http://www.w3.org/2000/svg}title")]
+    assert any(title and title.startswith(f"{clock} ") and "told <by> [the] command" in title for title in titles)
+    assert any(title and title.endswith(" commits") for title in titles)
+
+
+def test_the_command_needs_no_server(shop: Shop) -> None:
+    make(shop, "remembered")
+    to = shop.ground.cluster.connection(SHOP)
+    with psycopg.connect(
+        host=to.host, port=to.port, dbname=SHOP, user=to.user, autocommit=True, row_factory=dict_row
+    ) as session:
+        record_relation_names(session, shop.archive, datetime.now(UTC))
+    shop.run("DROP TABLE remembered")
+    shop.receive()
+
+    result = cli_of(shop, POSTGRES_PORT=str(free_port()))("wal", "timeline", "--minutes", "5")
+
+    assert result.returncode == 0, result.stderr
+    assert "DROP TABLE public.remembered" in result.stdout
+    assert "names of tables are those that were recorded" in result.stderr
+
+
+def test_the_command_refuses_what_is_not_a_time(shop: Shop, tmp_path: Path) -> None:
+    assert cli_of(shop)("wal", "timeline", "--around", "xid:1234").returncode == 2
+    assert "in the future" in cli_of(shop)("wal", "timeline", "--around", "2999-01-01 10:00").stderr
+    (tmp_path / "empty").mkdir()
+    nothing = cli_of(shop, BACKUP_DIR=str(tmp_path / "empty"))("wal", "timeline")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "no WAL was ever received" in nothing.stderr
 
 
 def test_a_transaction_that_began_before_is_marked(shop: Shop) -> None:
