@@ -2,13 +2,15 @@
 
 The grammar is crontab(5)'s with the extensions of Dagster's parser (``L``, ``5#2``, ``L5``, ranges that wrap around).
 Dagster decides when a schedule ticks; this module is for code that must not import Dagster, and also refuses
-expressions that never tick.
+expressions that never tick. It says how long a schedule may pause, for code that judges whether something is overdue.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date, timedelta
+from itertools import pairwise
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -100,3 +102,50 @@ def _never(fields: Sequence[str], values: Sequence[frozenset[int]]) -> str:
     if min(values[_DAY]) > max(_LENGTHS[month - 1] for month in values[_MONTH]):
         return "no such date exists in any year"
     return ""
+
+
+#: From a 29th of February to the next: these days have all months, and each day of the month on several weekdays.
+_FIRST_DAY, _DAYS_LOOKED_AT = date(2024, 2, 29), 4 * 365 + 2
+_SHORTHAND_DAYS = {"@hourly": 1, "@daily": 1, "@midnight": 1, "@weekly": 7, "@monthly": 31}
+
+
+def longest_pause_days(expression: str) -> int:
+    """The most days from one day on which an expression ticks to the next, e.g. 7 for ``30 1 * * 6``.
+
+    Args:
+        expression: one that :func:`why_not` has no objection to.
+    """
+    expression = expression.strip().lower()
+    if expression in _SHORTHAND_DAYS:
+        return _SHORTHAND_DAYS[expression]
+    fields = expression.split()
+    days = (_FIRST_DAY + timedelta(days=number) for number in range(_DAYS_LOOKED_AT))
+    ticks = [day for day in days if _ticks_on(day, fields)]
+    pauses = [(later - earlier).days for earlier, later in pairwise(ticks)]
+    return max(pauses, default=_DAYS_LOOKED_AT)
+
+
+def _ticks_on(day: date, fields: Sequence[str]) -> bool:
+    if day.month not in _values(fields[_MONTH], _MONTH):
+        return False
+    in_month = day.day in _values(fields[_DAY], _DAY) or ("l" in fields[_DAY].split(",") and _is_last(day, 1))
+    in_week = any(_is_weekday(day, part) for part in fields[_WEEKDAY].split(","))
+    # If both are restricted, either may match.
+    if fields[_DAY][0] not in "*?" and fields[_WEEKDAY][0] not in "*?":
+        return in_month or in_week
+    return in_month and in_week
+
+
+def _is_weekday(day: date, part: str) -> bool:
+    name, nth, number = part.partition("#")
+    wanted = {value % 7 for value in _range(name.removeprefix("l") if _LAST.fullmatch(name) else name, _WEEKDAY)}
+    if day.isoweekday() % 7 not in wanted:
+        return False
+    if nth:
+        return (day.day - 1) // 7 + 1 == int(number)
+    return not _LAST.fullmatch(name) or _is_last(day, 7)
+
+
+def _is_last(day: date, days: int) -> bool:
+    """Whether the same day ``days`` later is in another month."""
+    return (day + timedelta(days=days)).month != day.month

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
+from datetime import UTC, datetime
+from itertools import islice, pairwise, product, takewhile
 
 import pytest
-from dagster._utils.schedules import is_valid_cron_string
+from dagster._utils.schedules import cron_string_iterator, is_valid_cron_string
 
-from ovia_backup_dagster.settings.cron import why_not
+from ovia_backup_dagster.settings.cron import longest_pause_days, why_not
 
 FIELDS = (
     "* 0 59 60 99 */5 0-10 10-5 */0 */90 1,2 1,,2 , a -1 5/15 0-59/7 1- -/2 ? L 1-60 00 5-5 1.5 +1 ٣",
@@ -70,3 +71,31 @@ def test_the_error_says_what_is_wrong(expression: str, words: str) -> None:
 def test_ordinary_expressions_are_accepted() -> None:
     for fields in product(("0", "*/20"), ("3", "1-5/2"), ("*", "1,15"), ("*", "jan-jun"), ("*", "mon-fri")):
         assert why_not("  " + "\t".join(fields)) == ""
+
+
+@pytest.mark.parametrize(
+    ("expression", "days"),
+    [
+        ("30 1 * * 6", 7),
+        ("0 3 * * *", 1),
+        ("@weekly", 7),
+        ("@monthly", 31),
+        ("*/5 * * * *", 1),
+        ("0 5 L * *", 31),
+        ("0 5 1,L * *", 30),
+        ("0 5 1,15 * *", 17),
+        ("0 0 * * 5#2", 35),
+        ("0 0 * * L5", 35),
+        ("0 0 * * 1#1,3#1", 33),
+        ("0 0 * * mon,thu", 4),
+        ("0 0 * * 6-1", 5),
+        ("0 0 * jan,jul sun", 161),
+        ("0 0 13 * 5", 7),
+        ("0 0 29 2 *", 1461),
+    ],
+)
+def test_the_longest_pause_is_that_of_dagsters_ticks(expression: str, days: int) -> None:
+    ticks = cron_string_iterator(datetime(2024, 1, 1, tzinfo=UTC).timestamp(), expression, "UTC")
+    until = datetime(2028, 3, 1, tzinfo=UTC)
+    dates = [tick.date() for tick in takewhile(lambda tick: tick < until, islice(ticks, 2_000))]
+    assert max((later - earlier).days for earlier, later in pairwise(dates)) == longest_pause_days(expression) == days
