@@ -92,6 +92,17 @@ class ClusterArchive:
         with as_volume_error(f"cannot read {path}"):
             return parse_sidecar(ClusterFacts, read_small(path), str(path))
 
+    @property
+    def began_at(self) -> datetime:
+        """When the archive was begun (UTC): ``cluster.json`` is written once.
+
+        Raises:
+            VolumeError: it cannot be looked at.
+        """
+        path = self.folder / _CLUSTER
+        with as_volume_error(f"cannot look at {path}"):
+            return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+
     def create(self, facts: ClusterFacts) -> None:
         """Make the folders (mode 0700), and record the facts the first time.
 

@@ -76,9 +76,7 @@ class ReceiverReport:
 
     def slot(self, state: SlotState) -> None:
         """How the slot stands now."""
-        self.update(
-            slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes, slot_limit_bytes=state.limit_bytes
-        )
+        self.update(slot_status=state.wal_status, slot_safe_bytes=state.safe_bytes, slot_limit_bytes=state.limit_bytes)
 
     def write(self, state: ReceiverState | None = None) -> None:
         """Write the report. A full disk does not end the receiver: a report that grows old says the same."""
