@@ -21,6 +21,7 @@ from ovia_backup_dagster.defs.policies import (
 )
 from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.health.head_line import with_log_head
+from ovia_backup_dagster.pitr.extraction import is_extract
 from ovia_backup_dagster.restoration.plan import RestorePlan
 from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
@@ -152,14 +153,43 @@ def _plan(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupS
     who, now = context.run.tags.get("user", "Dagster, by hand"), datetime.now(UTC)
     if config.action in (RestoreAction.undo, RestoreAction.plan_undo):
         return planner.plan_undo(who, context.run_id, now, kept_name=config.kept)
-    return planner.plan(_wishes(config, system), who, context.run_id, now)
+    backup = config.backup
+    if config.to:
+        backup = _recovered(context, config, system)
+    return planner.plan(_wishes(config, system, backup), who, context.run_id, now)
 
 
-def _wishes(config: RestoreConfig, system: BackupSystem) -> Wishes:
+def _recovered(context: dg.OpExecutionContext, config: RestoreConfig, system: BackupSystem) -> str:
+    """Recover the database to an instant; returns the extract's name for ``backup``.
+
+    Raises:
+        RestoreRefusedError: the action is not a plan: a person confirms the instant that was shown.
+        BackupError: the database cannot be recovered.
+    """
+    if config.action is not RestoreAction.plan:
+        raise RestoreRefusedError(
+            "nothing was done: `to` is for action: plan",
+            why="such as `5 minutes ago` is another instant at each launch",
+            fix="launch it again with the fields that the plan printed: backup, action and confirm, without `to`",
+        )
+    log = context.log.info
+    plan = system.pitr.planner.plan(config.to, datetime.now(UTC), database=system.settings.postgres_db)
+    for line in plan.lines():
+        log(line)
+    path = system.pitr.extractor.extract(plan.order, plan.recovered_to, log, run_id=context.run_id)
+    name = str(path.relative_to(system.settings.backup_dir))
+    log(f"the database as of that commit is recovered; to restore it, launch again without `to`, with backup: {name}")
+    context.add_output_metadata({"backup": name})
+    return name
+
+
+def _wishes(config: RestoreConfig, system: BackupSystem, backup: str) -> Wishes:
+    # An extract is the only file outside of the tiers that the UI may name.
+    extract = is_extract(system.settings.backup_dir, backup)
     return Wishes(
-        backup=config.backup,
+        backup=str(system.settings.backup_dir / backup) if extract else backup,
         # A user of the UI must not be able to open arbitrary files of the host.
-        anywhere=False,
+        anywhere=extract,
         mode=Mode(config.mode.value),
         into=config.into,
         jobs=system.restore_jobs(config.jobs),

@@ -112,7 +112,14 @@ class RestoreConfig(dg.Config):
     )
     backup: str = Field(
         default="latest",
-        description="Name of a backup in any tier, or `latest`: the newest that is not known to be bad.",
+        description="Name of a backup in any tier, or `latest`: the newest that is not known to be bad. Or what a plan "
+        "with `to` printed: `recovered/...`.",
+    )
+    to: str = Field(
+        default="",
+        description="With `plan`: recover the database as it was at an instant, and plan with that: a time such as "
+        "`2026-11-30 10:00:01` or `5 minutes ago`, a position in the WAL, `xid:N`, a restore point, or "
+        "`before-last-drop`. The plan prints the `backup` to restore.",
     )
     kept: str = Field(
         default="", description="With `undo` and `plan_undo`: the replaced database to swap back to. Empty: the newest."

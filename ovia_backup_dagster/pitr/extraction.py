@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.catalog import Catalog
 from ovia_backup_dagster.core.errors import BadBackupError, DatabaseMissingError
-from ovia_backup_dagster.core.files import as_volume_error
+from ovia_backup_dagster.core.files import as_volume_error, is_file
 from ovia_backup_dagster.core.layout import RECOVERED
 from ovia_backup_dagster.core.manifest import RecoveredTo
 from ovia_backup_dagster.core.pitr_errors import RecoveryTargetError
@@ -28,6 +28,9 @@ from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.sandbox import Limits
 from ovia_backup_dagster.postgres.verification import Verifier
+
+#: ``recovered/<time>/<tier>/<file>``.
+_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ class Extractor:
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder)
             raise
+
+
+def is_extract(root: Path, name: str) -> bool:
+    """Whether a name is that of an extract: ``recovered/<time>/daily/<file>`` on the volume, and nothing else."""
+    parts = Path(name).parts
+    return len(parts) == _PARTS and parts[0] == RECOVERED and ".." not in parts and is_file(root / name)
 
 
 def remove_old_extracts(root: Path, older_than: datetime, log: Callable[[str], None]) -> list[Path]:

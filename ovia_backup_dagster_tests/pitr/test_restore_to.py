@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from ovia_backup_dagster.core.layout import RECOVERED
+from ovia_backup_dagster.defs.code_location import build_defs
+from ovia_backup_dagster.pitr.extraction import is_extract
+from ovia_backup_dagster.settings.model import Settings
 from ovia_backup_dagster_tests.conftest import PASSWORD, admin
+from ovia_backup_dagster_tests.faults.disks import tmpfs
 from ovia_backup_dagster_tests.pitr.ground import ground_on
 from ovia_backup_dagster_tests.pitr.history import History, history_on, short_folder
 from ovia_backup_dagster_tests.support.command_line import InProcessCli
@@ -197,9 +202,39 @@ def test_a_lost_server_is_recovered_into_a_folder(history: History, cli: InProce
     assert os.listdir(history.volume / "pitr")
 
 
-def test_a_full_scratch_disk_leaves_nothing(history: History, cli: InProcessCli, tmp_path: Path) -> None:
-    from ovia_backup_dagster_tests.faults.disks import tmpfs
+def test_a_plan_in_the_ui_recovers_and_a_restore_swaps(
+    history: History, cli: InProcessCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cli.settings.items():
+        monkeypatch.setenv(name, value)
+    job = build_defs(Settings.load()).get_job_def("restore_job")
 
+    def launched(**config: object) -> tuple[bool, dict[str, object]]:
+        done = job.execute_in_process({"ops": {"restore": {"config": config}}}, raise_on_error=False)
+        outputs = [each for each in done.all_events if each.event_type is dg.DagsterEventType.STEP_OUTPUT]
+        return done.success, {k: v.value for each in outputs for k, v in each.step_output_data.metadata.items()}
+
+    history.commit("ui", "TRUNCATE orders", "INSERT INTO orders VALUES (1)", database=SHOP)
+    at = clock(history)
+    history.commit("gone", "TRUNCATE orders", database=SHOP)
+    history.running.until_safe()
+    good, planned = launched(action="plan", to=at)
+    assert good
+    assert rows(history) == 0
+    refused, _ = launched(action="restore", to=at, confirm=planned["confirm"])
+    assert not refused
+    assert str(planned["backup"]).startswith("recovered/")
+    good, _ = launched(action="restore", backup=planned["backup"], confirm=planned["confirm"])
+    assert good
+    assert rows(history) == 1
+
+
+@pytest.mark.parametrize("name", ["recovered/../../etc/passwd/x", "recovered/x/daily/none.dump", "/etc/passwd"])
+def test_the_ui_opens_no_other_file(history: History, name: str) -> None:
+    assert not is_extract(history.volume, name)
+
+
+def test_a_full_scratch_disk_leaves_nothing(history: History, cli: InProcessCli, tmp_path: Path) -> None:
     with short_folder() as folder:
         small = folder / "small"
         with tmpfs(small, 20 * 1024 * 1024):
