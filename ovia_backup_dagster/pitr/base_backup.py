@@ -24,6 +24,7 @@ from ovia_backup_dagster.core.errors import (
     CompressionUnsupportedError,
     DiskFullError,
     ProgramError,
+    StalledError,
     VersionMismatchError,
 )
 from ovia_backup_dagster.core.files import (
@@ -257,8 +258,19 @@ class BaseBackupMaker:
             log(line + share)
 
         # The child inherits the lock: if this process is killed, no other base backup begins until it has ended.
-        with start(command, variables=variables, pass_fds=(lock,), watch=watched) as child:
-            code = child.wait(tell, poll_seconds=progress_seconds)
+        try:
+            with start(command, variables=variables, pass_fds=(lock,), watch=watched) as child:
+                code = child.wait(tell, poll_seconds=progress_seconds)
+        except StalledError as error:
+            if "BackupWaitWalArchive" not in error.reason:
+                raise
+            raise BaseBackupError(
+                f"pg_basebackup of {self._address} was ended",
+                why="everything was sent, but the server waits until its own archive_command or archive_library has "
+                "archived the WAL, and that fails",
+                fix="SELECT * FROM pg_stat_archiver; see the server's log; correct archive_command, or, if only this "
+                "system archives: ALTER SYSTEM SET archive_command = '/bin/true'; SELECT pg_reload_conf()",
+            ) from None
         return code, child.stderr
 
     def _manifest(self, folder: Path) -> PostgresManifest:

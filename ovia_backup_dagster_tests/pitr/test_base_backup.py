@@ -406,6 +406,19 @@ def test_the_password_may_be_in_a_file(full_ground: Ground, volume: Path, tmp_pa
 
 
 @pytest.mark.exhaustive
+def test_a_server_that_cannot_archive_its_wal_is_named(full_bin_dir: Path, volume: Path) -> None:
+    with ground_on(full_bin_dir, archive_mode="on", archive_command="/bin/false") as ground:
+        error = refused(ground, volume, programs=replace(ground.programs, stall_seconds=3))
+        ground.execute("ALTER SYSTEM SET archive_command = '/bin/true'")
+        ground.reload()
+        base = ground.base_backup(volume)
+
+    assert type(error) is BaseBackupError
+    assert "pg_stat_archiver" in error.fix
+    assert (base.verified, base.manifest.warnings) == (True, ())
+
+
+@pytest.mark.exhaustive
 def test_a_damaged_page_of_the_server_is_named(full_bin_dir: Path, volume: Path) -> None:
     with ground_on(full_bin_dir) as ground:
         cluster = ground.cluster
