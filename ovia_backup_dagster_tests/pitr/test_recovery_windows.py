@@ -119,6 +119,14 @@ def test_the_unfinished_segment_of_an_old_timeline_counts(archive: ClusterArchiv
     ]
 
 
+def test_what_is_being_received_counts_before_an_older_copy(archive: ClusterArchive) -> None:
+    """A timeline was left, its unfinished segment archived, and the server came back to it."""
+    put_unfinished(archive, 1, 3.5, archived=True)
+    put_unfinished(archive, 1, 3.75)
+
+    assert [part.until for part in read_state(archive).catalog.unfinished] == [at(3.75)]
+
+
 def test_a_damaged_unfinished_segment_counts_as_missing(archive: ClusterArchive) -> None:
     path = put_unfinished(archive, 1, 3.75, archived=True)
     path.write_bytes(path.read_bytes()[:-200])
