@@ -274,7 +274,8 @@ class _Told:
         for oid, found in relations:
             if found is not None and found.kind in TABLE_KINDS and found.persistence != "t":
                 yield self._change(ChangeKind.DROP, found, oid)
-        # The others are its indexes and TOAST table; or tables that were created since the names were recorded.
+        # The others are its indexes and TOAST table; or tables that were created since the names were recorded. How
+        # many is certain; which number is the table's, and which is one of its indexes', is not.
         types = sum(rows.deleted for file, rows in self._rows() if self._catalog_of(file) == _PG_TYPE)
         if self._transient:
             types -= self.catalog(_PG_TYPE, inserted=True)

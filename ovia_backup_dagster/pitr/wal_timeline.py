@@ -9,10 +9,11 @@ Found by experiment (PostgreSQL 16.15, ``wal_level=replica``):
 * Records have the number of the subtransaction that wrote them; the commit of the top one lists them (``subxacts``). An
   aborted one has an ``ABORT`` of its own.
 * A prepared transaction ends with ``COMMIT_PREPARED xid:``; the record itself is of transaction 0.
-* ``Storage CREATE`` is of transaction 0 if it is the first record of its transaction; the next record of the same
-  database, or the lock of this number, tells whose it is.
+* ``Storage CREATE`` is of transaction 0 if it is the first record of its transaction; the next row of the same
+  database tells whose it is.
 * An idle server writes no commits, but for our beacons.
-* 500 MB of pgbench's WAL have 2.9 million records and 474,000 commits. The times stand in ``benchmarks``.
+* 511 MB of pgbench's WAL have 2.9 million records and 474,000 commits. Reading them takes 27 processor-seconds a GB, of
+  which pg_waldump uses 8; reading only the ends of transactions takes 6.
 """
 
 from __future__ import annotations
@@ -408,9 +409,9 @@ class _Collector:
             else:
                 self._unowned.append(made)
 
-    def _own(self, xid: int, database: int, number: int | None = None) -> None:
+    def _own(self, xid: int, database: int) -> None:
         """Give files that were created before their transaction had an ID to the transaction."""
-        whose = [made for made in self._unowned if made[1].database == database and number in (None, made[1].number)]
+        whose = [made for made in self._unowned if made[1].database == database]
         self._of(xid).created += whose
         self._unowned = [made for made in self._unowned if made not in whose]
 
@@ -419,8 +420,6 @@ class _Collector:
         if match["what"] == b"LOCK":
             for xid, database, oid in (map(int, found) for found in _LOCK.findall(text)):
                 self._of(xid).locked[database, oid] = None
-                if self._unowned:
-                    self._own(xid, database, oid)
         elif self._next_xid is None:
             self._note_next_xid(text)
 

@@ -411,6 +411,23 @@ def test_a_table_without_a_name_is_told_by_number(shop: Shop) -> None:
     assert [(change.text, change.named) for change in found.changes] == [(f"DROP TABLE relation {oid}", False)]
 
 
+def test_a_drop_beside_a_rewrite_is_told_once(shop: Shop) -> None:
+    start = make(shop, "rewritten_beside", "dropped_beside")
+    shop.run("BEGIN", "ALTER TABLE rewritten_beside ALTER COLUMN id TYPE bigint")
+    with admin(shop.ground.cluster) as other:
+        # The next change puts the page into the WAL, with the row of the copy that the rewrite made and dropped.
+        other.execute("CHECKPOINT")
+    xid = int(str(shop.value("SELECT pg_current_xact_id()")))
+    shop.run("DROP TABLE dropped_beside")
+    before = shop.here()
+    shop.run("COMMIT")
+
+    found = the_loss(shop.timeline(start), shop.known(xid, before))
+
+    lost = [change.text for change in found.changes if change.kind.loses_rows]
+    assert lost == ["DROP TABLE public.dropped_beside"]
+
+
 def test_definitions_are_told_with_what_they_change(shop: Shop) -> None:
     start = make(shop, "defined")
     truth = shop.commit("ALTER TABLE defined ADD COLUMN more int")
