@@ -161,6 +161,14 @@ def console_role() -> None:
     replace_process("sleep", "infinity")
 
 
+@click.command("wal")
+def wal_role() -> None:
+    """Receive the server's WAL. It needs the volume and the server, and nothing of Dagster."""
+    refuse_secret_values(os.environ)
+    collect_secrets(storage=False)
+    replace_process("ovia-backup", "wal", "receive")
+
+
 @click.command("run", context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_role(command: tuple[str, ...]) -> None:
@@ -237,5 +245,6 @@ ROLES = (
     doctor_role,
     door_role,
     run_role,
+    wal_role,
     webserver_role,
 )

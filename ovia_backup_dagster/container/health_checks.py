@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ HEALTH_PORT = 8404
 
 
 @click.command("health")
-@click.argument("role", type=click.Choice(["daemon", "webserver", "proxy", "doctor"]))
+@click.argument("role", type=click.Choice(["daemon", "webserver", "proxy", "doctor", "wal"]))
 def health_command(role: str) -> None:
     """Check a container's health. Docker hides a health check's output: a new error also goes to the service's log."""
     try:
@@ -58,6 +60,8 @@ def _check_role(role: str) -> None:
         case "doctor":
             if UNWELL.exists():
                 raise ContainerError("something will fail", fix="docker service logs ovia-backup_doctor --tail 20")
+        case "wal":
+            wal_is_received()
 
 
 def _tell_once(text: str) -> None:
@@ -105,6 +109,27 @@ def code_servers_answer() -> None:
             if line.level is Severity.FAIL:
                 name = f"ovia-backup_{server['host']}"
                 raise NotThereYetError(line.text, fix=f"docker service ps {name}; docker service logs {name} --tail 20")
+
+
+def wal_is_received() -> None:
+    """Require that this container's WAL receiver reports, and that it receives, or archives what it had received.
+
+    Raises:
+        ContainerError: it does not report, or its report says that it does not receive.
+        VolumeError: the report cannot be read.
+    """
+    from ovia_backup_dagster.pitr.receiver_status import ReceiverState, read_status
+
+    status = read_status(Path(os.environ["BACKUP_DIR"]))
+    log = "docker service logs ovia-backup_wal --tail 20"
+    if status is None or status.host != socket.gethostname() or status.is_stale(datetime.now(UTC)):
+        last = f"its last report is of {status.written_at:%Y-%m-%d %H:%M:%S} UTC, on {status.host}" if status else ""
+        raise ContainerError("the WAL receiver does not report", why=last or "it never did", fix=log)
+    trouble = next(iter(status.troubles), None)
+    # While it waits without a trouble, it has just started, and may have much to archive.
+    if status.state is ReceiverState.STOPPED or (trouble and status.state is ReceiverState.WAITING):
+        why, fix = (trouble.account, trouble.fix) if trouble else ("the receiver has ended", "")
+        raise ContainerError("no WAL is received", why=why, fix=fix or log)
 
 
 def docker_is_ready() -> None:

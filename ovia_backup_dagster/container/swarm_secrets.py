@@ -25,6 +25,7 @@ FILE_VARIABLES = {
     "PGPASSWORD": "POSTGRES_PASSWORD_FILE",
     "POSTGRES_PASSWORD": "POSTGRES_PASSWORD_FILE",
     "RESTORE_POSTGRES_PASSWORD": "RESTORE_POSTGRES_PASSWORD_FILE",
+    "WAL_POSTGRES_PASSWORD": "WAL_POSTGRES_PASSWORD_FILE",
     "BACKUP_NOTIFY_URLS": "BACKUP_NOTIFY_URLS_FILE",
 }
 #: All variables that name the file of a secret.
@@ -58,10 +59,13 @@ def refuse_secret_values(environment: Mapping[str, str]) -> None:
             )
 
 
-def collect_secrets() -> None:
+def collect_secrets(*, storage: bool = True) -> None:
     """Copy this container's secrets to ``PRIVATE``, and make the storage's passfile from its password.
 
     A secret that Swarm no longer mounts is removed from ``PRIVATE``, because a running run keeps the folder alive.
+
+    Args:
+        storage: whether the role uses Dagster's storage, and so has its password.
 
     Raises:
         ContainerError: a secret that a variable names is missing, or the folder cannot be written.
@@ -73,10 +77,11 @@ def collect_secrets() -> None:
                 left.unlink()
         for name, secret in given.items():
             _write(PRIVATE / name, secret)
-        password = (SECRETS / STORAGE_SECRET).read_text("utf-8").partition("\n")[0]
-        # libpq's own rules: a field's colon and backslash are escaped.
-        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-        _write(PASSFILE, f"*:*:*:*:{escaped}\n")
+        if storage:
+            password = (SECRETS / STORAGE_SECRET).read_text("utf-8").partition("\n")[0]
+            # libpq's own rules: a field's colon and backslash are escaped.
+            escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+            _write(PASSFILE, f"*:*:*:*:{escaped}\n")
     except (OSError, UnicodeError) as error:
         raise ContainerError(
             "the secrets cannot be collected",

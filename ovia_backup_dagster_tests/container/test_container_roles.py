@@ -24,7 +24,7 @@ from ovia_backup_dagster_tests.conftest import REPOSITORY
 from ovia_backup_dagster_tests.support.signed_logs import aged, key_settings, statement_paths
 
 DEPLOY = REPOSITORY / "deploy"
-OFFSITE_SECRETS = ("signing_key", "verify_key", "rclone_config")
+OVERLAY_SECRETS = ("restore_password", "wal_password", "signing_key", "verify_key", "rclone_config")
 
 
 def test_runs_get_the_code_servers_settings() -> None:
@@ -77,12 +77,12 @@ def test_a_password_inside_another_setting_is_refused(name: str) -> None:
 
 def test_a_runs_environment_holds_no_secret(private: Path) -> None:
     """As Dagster's launcher makes it from the stack's own files; the secrets exist as files."""
-    for name in ("postgres_password", "notify_urls", "storage_password", "restore_password", *OFFSITE_SECRETS):
+    for name in ("postgres_password", "notify_urls", "storage_password", *OVERLAY_SECRETS):
         swarm_secrets.SECRETS.joinpath(name).write_text(f"geheim-{name}")
     swarm_secrets.collect_secrets()
     stack = yaml.safe_load((DEPLOY / "stack.yml").read_text("utf-8"))
     given = dict(stack["x-database"])
-    for name in ("restore", "signing", "offsite"):
+    for name in ("restore", "signing", "offsite", "pitr"):
         given |= yaml.safe_load((DEPLOY / f"{name}.yml").read_text("utf-8"))[f"x-{name}"]
     swarm_secrets.refuse_secret_values(given)
     launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text("utf-8"))["run_launcher"]["config"]

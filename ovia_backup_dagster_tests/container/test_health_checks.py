@@ -6,6 +6,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from ovia_backup_dagster.container import health_checks
 from ovia_backup_dagster.container.errors import ContainerError
 from ovia_backup_dagster.core.errors import BackupError
+from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, ReceiverTrouble, write_status
 from ovia_backup_dagster_tests.container.conftest import write_instance
 
 
@@ -96,3 +99,50 @@ def test_the_doctor_is_unhealthy_while_a_failure_is_reported(private: Path, monk
     (private / "unwell").touch()
     with pytest.raises(ContainerError, match="docker service logs ovia-backup_doctor"):
         health_checks.health_command.callback("doctor")  # type: ignore[misc]
+
+
+def report(**changed: object) -> ReceiverStatus:
+    """A report of a receiver in this container, now."""
+    now = datetime.now(UTC)
+    status = ReceiverStatus(
+        written_at=now,
+        started_at=now,
+        state=ReceiverState.RECEIVING,
+        pid=7,
+        host=socket.gethostname(),
+        slot="ovia_backup",
+        beacon_seconds=10,
+    )
+    return status.model_copy(update=changed)
+
+
+TROUBLE = ReceiverTrouble(error="ServerError", account="no connection: refused", fix="pg_ctl", since=datetime.now(UTC))
+HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (report(), ""),
+        # A damaged segment, or a beacon that does not return: receiving goes on, and a restart changes nothing.
+        (report(troubles=(TROUBLE,)), ""),
+        (report(state=ReceiverState.WAITING), ""),
+        (
+            report(state=ReceiverState.WAITING, troubles=(TROUBLE,)),
+            "no WAL is received: no connection: ref.*pg_ctl",
+        ),
+        (report(state=ReceiverState.STOPPED), "no WAL is received: the receiver has ended.*docker service logs"),
+        (report(written_at=HOUR_AGO), f"the WAL receiver does not report: .*{HOUR_AGO:%H:%M:%S} UTC"),
+        (report(host="another"), "the WAL receiver does not report: its last .* on another"),
+        (None, "the WAL receiver does not report: it never did"),
+    ],
+)
+def test_the_receivers_report_decides_its_health(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: ReceiverStatus | None, said: str
+) -> None:
+    monkeypatch.setenv("BACKUP_DIR", str(tmp_path))
+    (tmp_path / "pitr").mkdir()
+    if status is not None:
+        write_status(tmp_path, status)
+    with pytest.raises(ContainerError, match=said) if said else nullcontext():
+        health_checks.health_command.callback("wal")  # type: ignore[misc]

@@ -47,6 +47,12 @@ def test_a_missing_storage_password_is_an_error(private: Path) -> None:
         swarm_secrets.collect_secrets()
 
 
+def test_a_role_without_storage_needs_no_password_of_it(private: Path) -> None:
+    swarm_secrets.SECRETS.joinpath("wal_password").write_text("geheim")
+    swarm_secrets.collect_secrets(storage=False)
+    assert {path.name for path in private.iterdir()} == {"wal_password"}
+
+
 @pytest.mark.parametrize("name", sorted(set(swarm_secrets.FILE_VARIABLES.values())))
 def test_a_secret_file_that_a_variable_names_must_exist(
     private: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -31,6 +31,7 @@ OVERLAYS = {
     "restore.yml": ("x-restore", {"code-server", "console"}),
     "signing.yml": ("x-signing", {"code-server", "console", "doctor"}),
     "offsite.yml": ("x-offsite", {"code-server", "console", "doctor"}),
+    "pitr.yml": ("x-pitr", {"code-server", "console", "doctor", "wal"}),
     # It only adds a file that rclone's own names.
     "sftp.yml": ("", {"code-server", "console", "doctor"}),
 }
@@ -98,8 +99,24 @@ def test_only_the_overlay_can_restore() -> None:
         assert about.get("external") or about["attachable"], network
 
 
+def test_the_wal_receiver_has_the_server_and_one_secret() -> None:
+    """It runs for months with a password that copies every database, so it reaches nothing else."""
+    stack, overlay = read("stack.yml"), read("pitr.yml")
+    receiver = overlay["services"]["wal"]
+    environment = receiver["environment"].items() - overlay["x-pitr"].items()
+    assert environment - stack["x-database"].items() == {
+        ("DEPLOYMENT_HINTS", receiver["environment"]["DEPLOYMENT_HINTS"])
+    }
+    for line in receiver["environment"]["DEPLOYMENT_HINTS"].splitlines():
+        assert line in stack["x-database"]["DEPLOYMENT_HINTS"]
+    assert receiver["networks"] == ["backed-up"]
+    assert [secret["source"] for secret in receiver["secrets"]] == ["wal_password"]
+    assert stack["x-private"] in receiver["volumes"]
+    assert (receiver["deploy"]["replicas"], receiver["deploy"]["update_config"]["order"]) == (1, "stop-first")
+
+
 def test_every_service_has_limits_placement_and_log_bounds() -> None:
-    for name in ("stack.yml", "second-database.yml"):
+    for name in ("stack.yml", "second-database.yml", "pitr.yml"):
         for service_name, about in read(name)["services"].items():
             if "image" not in about:
                 continue  # extends a service of the other file
@@ -125,7 +142,7 @@ def test_networks_volumes_and_secrets_have_names() -> None:
 
 
 def test_the_files_name_this_version() -> None:
-    for name in ("Dockerfile", "stack.yml", "second-database.yml"):
+    for name in ("Dockerfile", "stack.yml", "second-database.yml", "pitr.yml"):
         found = re.findall(r"(?:ovia-backup-dagster:|VERSION=)(\d[\d.]*\d)", (DEPLOY / name).read_text("utf-8"))
         assert found, name
         assert set(found) == {__version__}, name
