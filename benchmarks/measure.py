@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ovia_backup_dagster.demo.demonstration import end_group
+from ovia_backup_dagster.demo.process_groups import end_group
 
 REPOSITORY = Path(__file__).parents[1]
 ROUNDS = 5

@@ -18,7 +18,7 @@ from ovia_backup_dagster.core.files import sync_folder
 from ovia_backup_dagster.core.pitr_errors import RecoveryError
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.drill.throwaway_cluster import usable
-from ovia_backup_dagster.pitr.recovered_cluster import AUTO_CONFIGURATION, RecoveryOrder, recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import AUTO_CONFIGURATION, RecoveryOrder, recovered
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.local_cluster import account
 from ovia_backup_dagster.postgres.programs import Programs
@@ -72,7 +72,7 @@ def recover_into(programs: Programs, target: Path, order: RecoveryOrder, *, hour
     _require_free(target)
     spaces = target.with_name(f"{target.name}-tablespaces")
     _require_free(spaces)
-    with recovered_cluster(programs, target.parent, order, hours=hours, log=log) as found:
+    with recovered(programs, target.parent, order, hours=hours, log=log) as found:
         assert found.server is not None
         log("shutting down")
         if not found.server.shut_down(_SHUTDOWN_SECONDS):

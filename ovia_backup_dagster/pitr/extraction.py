@@ -22,7 +22,7 @@ from ovia_backup_dagster.core.manifest import RecoveredTo
 from ovia_backup_dagster.core.pitr_errors import RecoveryTargetError
 from ovia_backup_dagster.core.verdict import Expectations
 from ovia_backup_dagster.pitr.archive import base_name
-from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.dump import Dumper
 from ovia_backup_dagster.postgres.programs import Programs
@@ -71,7 +71,7 @@ class Extractor:
         limits = Limits.of(self.folder, order.base.manifest.data_bytes + order.wal_bytes, self.hours * 3600)
         with (
             self._place(to) as catalog,
-            recovered_cluster(self.programs, self.folder, order, limits=limits, hours=self.hours, log=log) as cluster,
+            recovered(self.programs, self.folder, order, limits=limits, hours=self.hours, log=log) as cluster,
         ):
             connection = cluster.connection(self.catalog.database)
             dumper = Dumper(catalog, connection, self.programs, self.compression, recovered_to=to)

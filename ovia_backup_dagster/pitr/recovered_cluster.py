@@ -124,7 +124,7 @@ class RecoveredCluster:
 
 
 @contextmanager
-def recovered_cluster(
+def recovered(
     programs: Programs, folder: Path, order: RecoveryOrder, *, limits: Limits | None = None, hours: float, log: Log
 ) -> Iterator[RecoveredCluster]:
     """A cluster as it was right after a commit; it exists only while the block runs.

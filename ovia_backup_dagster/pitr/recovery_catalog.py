@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import pairwise
 
 from ovia_backup_dagster.core.pitr_errors import RecoveryTargetError
-from ovia_backup_dagster.pitr.wal_chain import Reach, Unfinished, WalChain
-from ovia_backup_dagster.pitr.wal_position import Lsn, Part, Segment, Timeline, newest_timeline
+from ovia_backup_dagster.pitr.wal_chain import Unfinished, WalChain, WalReach
+from ovia_backup_dagster.pitr.wal_position import Lsn, Segment, Timeline, TimelinePart, newest_timeline
 
 #: A position in the WAL, or an instant (UTC).
 Target = Lsn | datetime
@@ -329,7 +329,7 @@ class RecoveryCatalog:
     def _name(self, timeline: Timeline, number: int) -> str:
         return self._wal.file(timeline, number).name(self.segment_bytes)
 
-    def _time_of(self, timeline: Timeline, reach: Reach, base: Base) -> datetime:
+    def _time_of(self, timeline: Timeline, reach: WalReach, base: Base) -> datetime:
         """When the last WAL that can be read was received; an earlier instant if that is unknown."""
         if reach.received_at is not None:
             return max(reach.received_at, base.finished_at)
@@ -342,7 +342,7 @@ class RecoveryCatalog:
         parts = (part.received_at for part in self.unfinished if part.segment == file)
         return self.end_of.get(file) or next(parts, None)
 
-    def _why_it_ends(self, timeline: Timeline, reach: Reach) -> tuple[bool, str]:
+    def _why_it_ends(self, timeline: Timeline, reach: WalReach) -> tuple[bool, str]:
         """Whether the WAL that can be read ends where the timeline's ends, and why it ends."""
         last = self._wal.last(timeline)
         if last is not None and last > reach.whole + 1:
@@ -354,7 +354,7 @@ class RecoveryCatalog:
             return True, f"timeline {began.timeline} began at {began.begin}"
         return True, "nothing was received since"
 
-    def _successor(self, timeline: Timeline) -> Part | None:
+    def _successor(self, timeline: Timeline) -> TimelinePart | None:
         """The newest timeline that began where this one ended."""
         pairs = (pair for each in self.all_timelines for pair in pairwise(each.parts))
         children = [child for parent, child in pairs if parent.timeline == timeline.number]

@@ -23,7 +23,7 @@ from ovia_backup_dagster.drill.negative_control import control
 from ovia_backup_dagster.pitr.archive import ClusterArchive, base_name
 from ovia_backup_dagster.pitr.bases import BASE_DRILL, BaseBackup, BaseDrill
 from ovia_backup_dagster.pitr.drill_subject import DrillSubject
-from ovia_backup_dagster.pitr.recovered_cluster import RecoveredCluster, RecoveryOrder, recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import RecoveredCluster, RecoveryOrder, recovered
 from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryCheck, RecoveryEvidence, RecoveryFinding
 from ovia_backup_dagster.pitr.transaction_ends import TransactionEnd, read_ends
 from ovia_backup_dagster.pitr.wal_position import Lsn
@@ -143,9 +143,7 @@ class _Drill:
         needed = subject.base.manifest.data_bytes + self.order.wal_bytes
         limits = Limits.of(by.folder, needed, by.hours * 3600)
         try:
-            with recovered_cluster(
-                by.programs, by.folder, self.order, limits=limits, hours=by.hours, log=self.log
-            ) as found:
+            with recovered(by.programs, by.folder, self.order, limits=limits, hours=by.hours, log=self.log) as found:
                 self.phases |= found.phases
                 self._add(RecoveryCheck.REACHED, True, f"PostgreSQL stopped after {self.order.target}")
                 self._both_sides(found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from ovia_backup_dagster.pitr.wal_position import Lsn, Part, Segment, Timeline
+from ovia_backup_dagster.pitr.wal_position import Lsn, Segment, Timeline, TimelinePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class WalReach:
     """How far recovery gets.
 
     Attributes:
@@ -87,7 +87,7 @@ class WalChain:
         """The file that recovery reads for a place in the WAL."""
         return timeline.segment(number, self.segment_bytes)
 
-    def reach(self, timeline: Timeline, number: int) -> Reach:
+    def reach(self, timeline: Timeline, number: int) -> WalReach:
         """How far recovery gets along a timeline from a segment on.
 
         If the file in which a timeline begins is missing, recovery reads its parent's, up to the change.
@@ -99,12 +99,12 @@ class WalChain:
             limit = end if part.end is None else min(part.end, end)
             file = Segment(part.timeline, whole + 1)
             if file in self.segments:
-                return Reach(limit, whole, file)
+                return WalReach(limit, whole, file)
             if (found := self._parts_of_files.get(file)) is not None:
                 # What was received after the change is of an abandoned timeline, and so may the time be.
                 received_at = found.received_at if found.until <= limit else None
-                return Reach(min(limit, found.until), whole, file, received_at)
-        return Reach(begin, whole)
+                return WalReach(min(limit, found.until), whole, file, received_at)
+        return WalReach(begin, whole)
 
     def first(self, timeline: Timeline, number: int = 0) -> int | None:
         """The first whole segment on a timeline, from a number on."""
@@ -148,12 +148,12 @@ class WalChain:
             number = (end if highest is None else min(end, highest)) + 1
         return number - 1
 
-    def _range(self, part: Part) -> tuple[int, int | None]:
+    def _range(self, part: TimelinePart) -> tuple[int, int | None]:
         """The numbers of the segments whose file is of a part of a timeline; empty if another begins in the same."""
         highest = None if part.end is None else part.end.bytes // self.segment_bytes - 1
         return part.begin.bytes // self.segment_bytes, highest
 
-    def _of(self, part: Part) -> _Runs:
+    def _of(self, part: TimelinePart) -> _Runs:
         return self._runs.get(part.timeline, _NOTHING)
 
     @cached_property

@@ -112,7 +112,7 @@ class MassDelete:
         return deleted >= self.rows or (deleted >= self.least and of > 0 and deleted >= self.share * of)
 
 
-class Rows:
+class RowChanges:
     """How many rows a transaction inserted, updated, deleted in one file."""
 
     __slots__ = ("deleted", "inserted", "updated")
@@ -120,7 +120,7 @@ class Rows:
     def __init__(self) -> None:
         self.inserted = self.updated = self.deleted = 0
 
-    def add(self, other: Rows) -> None:
+    def add(self, other: RowChanges) -> None:
         self.inserted += other.inserted
         self.updated += other.updated
         self.deleted += other.deleted
@@ -141,7 +141,7 @@ class Footprint:
     """
 
     records: int = 0
-    rows: dict[RelationFile, Rows] = field(default_factory=dict)
+    rows: dict[RelationFile, RowChanges] = field(default_factory=dict)
     locked: dict[tuple[int, int], None] = field(default_factory=dict)
     created: list[tuple[Lsn, RelationFile]] = field(default_factory=list)
     filled: set[RelationFile] = field(default_factory=set)
@@ -152,7 +152,7 @@ class Footprint:
         """Add what a subtransaction left."""
         self.records += other.records
         for file, rows in other.rows.items():
-            self.rows.setdefault(file, Rows()).add(rows)
+            self.rows.setdefault(file, RowChanges()).add(rows)
         self.locked |= other.locked
         self.created = sorted([*self.created, *other.created], key=lambda each: each[0])
         self.filled |= other.filled
@@ -308,11 +308,11 @@ class _Told:
                 continue
             found = next(filter(None, (self._of_file(each) for each in (first, new))), None)
             if found is None or (found.kind in TABLE_KINDS and found.persistence == "p"):
-                inserted = self._footprint.rows.get(new, Rows()).inserted
+                inserted = self._footprint.rows.get(new, RowChanges()).inserted
                 yield self._change(ChangeKind.TRUNCATE, found, (first or new).number, inserted=inserted)
 
     def deletes(self) -> Iterator[Change]:
-        tables: dict[int, list[tuple[NamedRelation | None, Rows]]] = {}
+        tables: dict[int, list[tuple[NamedRelation | None, RowChanges]]] = {}
         for file, rows in self._rows():
             found = self._of_file(file)
             if self._catalog_of(file) or file in self._removed or (found and found.kind not in TABLE_KINDS):
@@ -351,7 +351,7 @@ class _Told:
             if told and not (found and found.kind == "t"):
                 yield f"{found.name if found else f'relation {file.number}'}: {told}"
 
-    def _rows(self) -> Iterable[tuple[RelationFile, Rows]]:
+    def _rows(self) -> Iterable[tuple[RelationFile, RowChanges]]:
         return ((file, rows) for file, rows in self._footprint.rows.items() if file.database == self.database)
 
     def _catalog_of(self, file: RelationFile) -> int:

@@ -6,7 +6,7 @@ Sources: PostgreSQL 16, xlog_internal.h (names), timeline.c (history files).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import total_ordering
 from itertools import pairwise
@@ -107,7 +107,7 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TimelinePart:
     """What one timeline wrote of a timeline's history.
 
     Attributes:
@@ -150,11 +150,14 @@ class Timeline:
         return any(switch.timeline == timeline and position <= switch.at for switch in self.ancestors)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[TimelinePart, ...]:
         """Its history: what its ancestors and itself wrote, in order."""
         begins = (Lsn(0), *(switch.at for switch in self.ancestors))
-        parts = (Part(switch.timeline, begin, switch.at) for switch, begin in zip(self.ancestors, begins, strict=False))
-        return (*parts, Part(self.number, begins[-1], None))
+        parts = (
+            TimelinePart(switch.timeline, begin, switch.at)
+            for switch, begin in zip(self.ancestors, begins, strict=False)
+        )
+        return (*parts, TimelinePart(self.number, begins[-1], None))
 
     def branch(self, other: Timeline) -> Lsn | None:
         """The position up to which another timeline has the same history; ``None`` if it is the same timeline."""
@@ -200,8 +203,3 @@ def parse_history(number: int, text: str) -> Timeline:
 def newest_timeline(timelines: Iterable[Timeline]) -> Timeline:
     """The timeline that recovery follows by default: the one with the highest ID."""
     return max(timelines, key=lambda timeline: timeline.number)
-
-
-def missing(segments: Sequence[Segment]) -> list[tuple[Segment, Segment]]:
-    """The holes within one timeline's segments: for each, the segments before and after it."""
-    return [(a, b) for a, b in pairwise(sorted(segments)) if a.timeline == b.timeline and b.number > a.number + 1]

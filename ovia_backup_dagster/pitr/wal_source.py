@@ -237,7 +237,7 @@ class WalSource:
         with connect(self.connection, answer_seconds=_ANSWER_SECONDS) as session:
             found = system_identifier(session)
             if found != expected:
-                raise replaced(self.connection, expected, found or "unknown")
+                raise server_replaced(self.connection, expected, found or "unknown")
             session.execute(_LOCALLY)
             before = _one(session, "SELECT pg_current_wal_insert_lsn()::text AS lsn")["lsn"]
             sent = session.execute(
@@ -249,7 +249,7 @@ class WalSource:
         return Beacon(nonce, int(sent["xid"]) & 0xFFFFFFFF, Lsn.parse(before))
 
 
-def replaced(connection: Connection, expected: str, found: str) -> ServerReplacedError:
+def server_replaced(connection: Connection, expected: str, found: str) -> ServerReplacedError:
     """The error for another cluster under the server's address."""
     host = shell_word(connection.host)
     return ServerReplacedError(

@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 from ovia_backup_dagster.pitr.catalog_pages import names_in_wal
 from ovia_backup_dagster.pitr.relation_names import RelationNames
 from ovia_backup_dagster.pitr.transaction_ends import RelationFile, TransactionEnd, parse_end, parse_file
-from ovia_backup_dagster.pitr.wal_changes import Change, Changes, Footprint, MassDelete, Rows, rows_changed
+from ovia_backup_dagster.pitr.wal_changes import Change, Changes, Footprint, MassDelete, RowChanges, rows_changed
 from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline, newest_timeline
 from ovia_backup_dagster.pitr.wal_range import newest_range
 from ovia_backup_dagster.pitr.wal_records import WalReader
@@ -365,7 +365,7 @@ class _Collector:
         footprint.records += 1
         rows = footprint.rows.get(file)
         if rows is None:
-            rows = footprint.rows[file] = Rows()
+            rows = footprint.rows[file] = RowChanges()
         if what.startswith(b"INSERT"):
             rows.inserted += 1
         elif what == b"DELETE":

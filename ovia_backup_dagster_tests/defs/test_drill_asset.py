@@ -33,7 +33,7 @@ from ovia_backup_dagster.core.verdict import DrillRecord
 from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.defs.drill_asset import drill_check_results
 from ovia_backup_dagster.defs.schedules import usable_schedules
-from ovia_backup_dagster.demo.demonstration import end_group
+from ovia_backup_dagster.demo.process_groups import end_group
 from ovia_backup_dagster.drill.evidence import Evidence
 from ovia_backup_dagster.drill.placement import Choice
 from ovia_backup_dagster.drill.runner import Driller

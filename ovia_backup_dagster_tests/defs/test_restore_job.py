@@ -487,11 +487,12 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
         even_if_damaged=True,
         auto_undo=True,
     )
-    assert restore_job._wishes(config, system) == wishes
+    assert restore_job._wishes(config, system, config.backup) == wishes
     assert [each.name for each in fields(Wishes) if getattr(wishes, each.name) == getattr(Wishes(), each.name)] == []
     # The settings decide an option that is left at its default, as on the command line.
-    assert restore_job._wishes(default, system) == Wishes(anywhere=False, jobs=len(os.sched_getaffinity(0)))
-    assert restore_job._wishes(default, new_location(RESTORE_JOBS="5").system).jobs == 5
+    cores = len(os.sched_getaffinity(0))
+    assert restore_job._wishes(default, system, default.backup) == Wishes(anywhere=False, jobs=cores)
+    assert restore_job._wishes(default, new_location(RESTORE_JOBS="5").system, default.backup).jobs == 5
     elsewhere = {
         "only_plan": "action",
         "resume": "action",

@@ -22,7 +22,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from ovia_backup_dagster.defs.code_location import build_defs
 from ovia_backup_dagster.defs.database_names import DatabaseNames
-from ovia_backup_dagster.demo.demonstration import end_group
+from ovia_backup_dagster.demo.process_groups import end_group
 from ovia_backup_dagster_tests.conftest import REPOSITORY, NewDatabase, dump_that_waits, free_port
 from ovia_backup_dagster_tests.defs.conftest import NewLocation
 from ovia_backup_dagster_tests.defs.receiver import Receiver, receiver

@@ -104,7 +104,7 @@ def test_the_children_of_a_background_job_heed_sigint() -> None:
     """Its shell started it with SIGINT ignored, which its children would inherit."""
     script = """
         import signal
-        from ovia_backup_dagster.demo.demonstration import end_group, start_group
+        from ovia_backup_dagster.demo.process_groups import end_group, start_group
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         child = start_group(("sleep", "600"))
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

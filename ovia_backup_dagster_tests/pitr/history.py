@@ -14,7 +14,7 @@ from typing import Any
 from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.base_backup import BaseBackupMaker
 from ovia_backup_dagster.pitr.bases import BaseBackup
-from ovia_backup_dagster.pitr.recovered_cluster import RecoveredCluster, RecoveryOrder, recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import RecoveredCluster, RecoveryOrder, recovered
 from ovia_backup_dagster.pitr.transaction_ends import TransactionEnd, read_ends
 from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader
@@ -78,9 +78,7 @@ class History:
         """The cluster right after a remembered commit."""
         with (
             short_folder() as folder,
-            recovered_cluster(
-                self.ground.programs, folder, self.order(base, name), hours=0.05, log=lambda line: None
-            ) as found,
+            recovered(self.ground.programs, folder, self.order(base, name), hours=0.05, log=lambda line: None) as found,
         ):
             yield found
 

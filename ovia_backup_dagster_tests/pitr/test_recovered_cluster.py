@@ -13,7 +13,7 @@ from ovia_backup_dagster.core.errors import BackupError, CopyError
 from ovia_backup_dagster.core.pitr_errors import BaseBackupError, RecoveryError, SegmentDamagedError
 from ovia_backup_dagster.pitr.bases import BaseBackup
 from ovia_backup_dagster.pitr.cluster_recovery import recover_into
-from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered
 from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, free_port
 from ovia_backup_dagster_tests.pitr.ground import ground_on
@@ -84,7 +84,7 @@ def test_a_target_that_no_record_has_is_not_reached(history: History, base: Base
     with (
         short_folder() as folder,
         pytest.raises(RecoveryError, match="recovery ended before configured recovery target was reached") as error,
-        recovered_cluster(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
+        recovered(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
     ):
         pass
     assert "ovia-backup recovery-window" in error.value.fix
@@ -106,7 +106,7 @@ def test_a_missing_segment_is_not_jumped_over(history: History, base: BaseBackup
     with (
         short_folder() as folder,
         pytest.raises(RecoveryError),
-        recovered_cluster(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
+        recovered(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
     ):
         pass
 
@@ -122,7 +122,7 @@ def test_a_damaged_segment_ends_the_recovery(history: History, base: BaseBackup,
     with (
         short_folder() as folder,
         pytest.raises(SegmentDamagedError, match=path.name),
-        recovered_cluster(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
+        recovered(history.ground.programs, folder, order, hours=0.05, log=lambda line: None),
     ):
         pass
 
@@ -135,7 +135,7 @@ def test_a_damaged_base_backup_is_not_recovered(history: History, base: BaseBack
     with (
         short_folder() as folder,
         pytest.raises(BaseBackupError, match="is damaged"),
-        recovered_cluster(
+        recovered(
             history.ground.programs,
             folder,
             RecoveryOrder(copy.archive, of, order.timeline, order.target),

@@ -26,7 +26,7 @@ from psycopg import sql
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.demo import embedded_server
-from ovia_backup_dagster.demo.demonstration import end_group
+from ovia_backup_dagster.demo.process_groups import end_group
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.system import BackupSystem
 from ovia_backup_dagster_tests.conftest import REPOSITORY, execute, free_port, quiet, running_cluster
