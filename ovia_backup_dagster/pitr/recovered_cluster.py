@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ovia_backup_dagster.core.errors import BackupError, ProgramError
 from ovia_backup_dagster.core.human_text import human_bytes, seconds
-from ovia_backup_dagster.core.pitr_errors import RecoveryError
+from ovia_backup_dagster.core.locking import reading
+from ovia_backup_dagster.core.pitr_errors import BaseBackupError, RecoveryError
 from ovia_backup_dagster.drill.throwaway_cluster import (
     CLUSTER,
     SERVER_LOG,
@@ -30,6 +31,7 @@ from ovia_backup_dagster.drill.throwaway_cluster import (
     usable,
 )
 from ovia_backup_dagster.pitr.archive import ClusterArchive
+from ovia_backup_dagster.pitr.base_manifest import BASE
 from ovia_backup_dagster.pitr.base_unpacking import unpack_base
 from ovia_backup_dagster.pitr.bases import BaseBackup
 from ovia_backup_dagster.pitr.wal_feed import WalFeed
@@ -143,7 +145,7 @@ def recovered(
         BackupError: the cluster cannot be made or started.
     """
     bin_dir = server_programs(programs)
-    with cluster_folder(bin_dir, folder, log) as place:
+    with _kept(order.base), cluster_folder(bin_dir, folder, log) as place:
         cluster = Cluster(
             bin_dir, place / CLUSTER, superuser=order.base.manifest.bootstrap_superuser, sandbox=programs.sandbox
         )
@@ -167,6 +169,19 @@ def recovered(
                 if server is not None:
                     server.end()
                 remove_folder(place)
+
+
+@contextmanager
+def _kept(base: BaseBackup) -> Iterator[None]:
+    """Keep pruning from removing the base backup and the WAL after it while the block runs."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(reading(base.folder / BASE))
+        except FileNotFoundError:
+            raise BaseBackupError(
+                f"base backup {base} is gone", why="it was removed in the meantime", fix="ovia-backup recovery-window"
+            ) from None
+        yield
 
 
 def _prepare(programs: Programs, cluster: Cluster, place: Path, order: RecoveryOrder) -> WalFeed:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ovia_backup_dagster.core.errors import BackupError, CopyError
+from ovia_backup_dagster.core.errors import BackupError, CopyError, LockHeldError
+from ovia_backup_dagster.core.locking import removing
 from ovia_backup_dagster.core.pitr_errors import BaseBackupError, RecoveryError, SegmentDamagedError
+from ovia_backup_dagster.pitr.base_manifest import BASE
 from ovia_backup_dagster.pitr.bases import BaseBackup
 from ovia_backup_dagster.pitr.cluster_recovery import recover_into
 from ovia_backup_dagster.pitr.recovered_cluster import RecoveryOrder, recovered
@@ -61,6 +63,13 @@ def test_the_commit_is_there_and_the_next_is_not(history: History, base: BaseBac
     assert not place.exists()
     with history.recovered(base, "harm") as cluster:
         assert query(cluster, "SELECT name FROM public.marks") == []
+
+
+def test_what_is_being_recovered_is_not_removed(history: History, base: BaseBackup) -> None:
+    with history.recovered(base, "second"), pytest.raises(LockHeldError), removing(base.folder / BASE):
+        pass
+    with removing(base.folder / BASE):
+        pass
 
 
 def test_the_unfinished_segment_is_replayed(history: History, base: BaseBackup) -> None:
