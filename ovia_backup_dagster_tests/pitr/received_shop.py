@@ -1,6 +1,6 @@
 """A server with a database ``shop`` whose WAL pg_receivewal receives; its answers are the truth of the tests.
 
-``shop_on`` starts it for a module of tests; each test makes tables of its own and reads from ``Shop.here()`` on.
+``conftest.shop`` starts it once; each test makes tables of its own and reads from ``Shop.here()`` on.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ def shop_on(bin_dir: Path, volume: Path) -> Iterator[Shop]:
         with start_program(command, variables=variables), admin(ground.cluster, SHOP) as session:
             row = session.execute("SELECT oid::int FROM pg_database WHERE datname = current_database()").fetchone()
             assert row is not None
+            session.execute("CREATE TABLE ledger (id bigserial PRIMARY KEY, note text)")
+            session.execute("CREATE TABLE victim (id int)")
             yield Shop(ground, session, archive, int(str(row[0])))
 
 

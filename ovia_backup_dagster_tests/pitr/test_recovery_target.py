@@ -25,7 +25,7 @@ from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
 from ovia_backup_dagster.postgres.programs import capture
 from ovia_backup_dagster_tests.conftest import admin
 from ovia_backup_dagster_tests.faults.harness import until
-from ovia_backup_dagster_tests.pitr.received_shop import SHOP, Committed, Shop, recovered, shop_on
+from ovia_backup_dagster_tests.pitr.received_shop import SHOP, Committed, Shop, recovered
 
 NOW = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -178,13 +178,6 @@ def test_a_time_stops_before_the_first_later_record(ends: list[TransactionEnd], 
     assert len(told) == bool(stop.late)
     if all(end.time <= target + timedelta(seconds=10) for end in ends):
         assert list(stop.late) == [end for end in commits if end.xid > at_most and end.time <= target]
-
-
-@pytest.fixture(scope="module")
-def shop(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with shop_on(full_bin_dir, tmp_path_factory.mktemp("shop") / "volume") as shop:
-        shop.run("CREATE TABLE ledger (id bigserial PRIMARY KEY, note text)", "CREATE TABLE victim (id int)")
-        yield shop
 
 
 def found(shop: Shop, target: RecoveryTarget | str, earliest: Lsn | None = None) -> ResolvedTarget:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ovia_backup_dagster.pitr import wal_records
 from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
-from ovia_backup_dagster_tests.pitr.received_shop import Shop, shop_on
+from ovia_backup_dagster_tests.pitr.received_shop import Shop
 
 _LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
-
-
-@pytest.fixture(scope="module")
-def shop(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with shop_on(full_bin_dir, tmp_path_factory.mktemp("shop") / "volume") as shop:
-        yield shop
 
 
 def test_a_record_across_two_batches_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -24,16 +23,10 @@ from ovia_backup_dagster.pitr.wal_changes import ChangeKind
 from ovia_backup_dagster.pitr.wal_position import Lsn
 from ovia_backup_dagster.pitr.wal_timeline import WalTimeline, WalTransaction
 from ovia_backup_dagster_tests.conftest import PASSWORD, admin, free_port
-from ovia_backup_dagster_tests.pitr.received_shop import SHOP, Committed, Shop, shop_on
+from ovia_backup_dagster_tests.pitr.received_shop import SHOP, Committed, Shop
 from ovia_backup_dagster_tests.support.command_line import InProcessCli
 
 FILL = "SELECT g, 'x' FROM generate_series(1, 300) g"
-
-
-@pytest.fixture(scope="module")
-def shop(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with shop_on(full_bin_dir, tmp_path_factory.mktemp("shop") / "volume") as shop:
-        yield shop
 
 
 def losses(timeline: WalTimeline) -> list[WalTransaction]:
