@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ovia_backup_dagster.core.errors import SettingsError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.pitr.recovery_evidence import RecoveryEvidence
     from ovia_backup_dagster.pitr.recovery_plan import RecoveryPlanner
     from ovia_backup_dagster.pitr.relation_names import RelationRecord
+    from ovia_backup_dagster.pitr.standing import PitrStanding
     from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
     from ovia_backup_dagster.pitr.wal_source import WalSource
     from ovia_backup_dagster.system import BackupSystem
@@ -31,6 +32,42 @@ class PitrParts:
     """Point-in-time recovery of one database's server. Few commands need it, so each part is imported on access."""
 
     system: BackupSystem
+
+    @property
+    def enabled(self) -> bool:
+        """Whether PITR_ENABLED is true."""
+        return self.system.settings.pitr_enabled
+
+    @property
+    def window(self) -> timedelta:
+        """How far back any instant is to be recoverable."""
+        return timedelta(days=self.system.settings.recovery_window_days)
+
+    @property
+    def base_period(self) -> timedelta:
+        """The longest time between two base backups by their schedule."""
+        from ovia_backup_dagster.settings.cron import longest_pause_days
+
+        return timedelta(days=longest_pause_days(self.system.settings.base_backup_schedule))
+
+    def standing(self, now: datetime) -> PitrStanding:
+        """How point-in-time recovery stands, by the files on the volume. Asks no server.
+
+        Raises:
+            VolumeError: the volume cannot be read.
+        """
+        from ovia_backup_dagster.pitr.standing import judge_pitr
+        from ovia_backup_dagster.pitr.standing_reader import read_facts
+        from ovia_backup_dagster.pitr.standing_values import PitrLimits
+
+        settings = self.system.settings
+        limits = PitrLimits(
+            rpo=timedelta(seconds=settings.rpo_max_seconds),
+            window=self.window,
+            base_period=self.base_period,
+            drill_age=self.system.drill_max_age,
+        )
+        return judge_pitr(read_facts(settings.backup_dir, now), limits, now)
 
     def require_enabled(self) -> None:
         """Refuse what needs WAL where none is received.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.health.condition import Answer, Condition
     from ovia_backup_dagster.health.freshness import Freshness
     from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
+    from ovia_backup_dagster.pitr.standing import PitrStanding
 
 
 @click.command("status")
@@ -61,12 +62,16 @@ def _print_status(state: Condition) -> None:
         if found.newest and found.age is not None:
             limit = int(found.max_age.total_seconds())
             performance = f" | age={int(found.age.total_seconds())}s;;{limit} size={found.newest.size_bytes}B"
+            if state.pitr and state.pitr.rpo_seconds is not None:
+                performance += f" rpo={int(state.pitr.rpo_seconds)}s"
         click.echo(f"BACKUP {word} - {printable(text)}{performance}")
         if found.newest and (trouble := manifest_problem(found.newest)):
             click.echo(f"{found.newest}: {printable(trouble)}")
         if state.wrong or not found.verified:
             click.echo(f"last verified backup: {state.newest_verified or 'none'}")
             click.echo(f"last proven backup: {state.newest_proven or 'none'}")
+        if state.pitr:
+            click.echo(f"point in time: {printable(state.pitr.text)}")
         for answer in state.wrong:
             subject = "likely cause" if answer.question is Question.FRESH else answer.question.subject
             for line in _reasons(answer, found):
@@ -108,6 +113,7 @@ def _as_dict(state: Condition, now: datetime) -> dict[str, Any]:
             {"question": a.question.value, "level": a.level.value, "text": a.text, "next": a.fix or None}
             for a in state.answers
         ],
+        **_pitr(state),
         # The words of 0.1.0, for one release: its "proven" means verified.
         "level": found.level.former if found else None,
         "last_proven": verified.path.name if verified else None,
@@ -126,4 +132,38 @@ def _remote_as_dict(remote: RemoteStanding) -> dict[str, Any]:
         "verified_at": record.verified_at.isoformat() if record.verified_at else None,
         "read_back_at": read_back.at.isoformat() if read_back else None,
         "free_bytes": record.free_bytes,
+    }
+
+
+def _pitr(state: Condition) -> dict[str, Any]:
+    """Only where point-in-time recovery is on; ``None`` if it could not be read."""
+    if not any(answer.question.value == "any_instant_recoverable" for answer in state.answers):
+        return {}
+    return {"pitr": _pitr_as_dict(state.pitr) if state.pitr else None}
+
+
+def _pitr_as_dict(pitr: PitrStanding) -> dict[str, Any]:
+    newest, verified, window, open_holes = pitr.newest, pitr.verified, pitr.window, pitr.open_holes
+    return {
+        "text": pitr.text,
+        "troubles": [str(error) for error in pitr.troubles],
+        "system_identifier": pitr.facts.system_identifier,
+        "window_from": window.from_time.isoformat() if window else None,
+        "window_to": window.to_time.isoformat() if window else None,
+        "rpo_seconds": pitr.rpo_seconds,
+        "worst_rpo_seconds": pitr.worst_rpo_seconds,
+        "newest_base": newest.name if newest else None,
+        "newest_verified_base": verified.name if verified else None,
+        "drilled_at": pitr.drilled_at.isoformat() if pitr.drilled_at else None,
+        "holes": [
+            {
+                "since": hole.since.isoformat() if hole.since else None,
+                "until": hole.until.isoformat() if hole.until else None,
+                "timeline": hole.timeline,
+                "is_history": hole not in open_holes,
+            }
+            for hole in pitr.holes
+        ],
+        "wal_bytes_per_day": round(pitr.facts.wal_bytes_per_day),
+        "free_bytes": pitr.facts.free_bytes,
     }

@@ -23,9 +23,10 @@ from ovia_backup_dagster.system import BackupSystem
 _DESCRIPTION = (
     "The condition of the backups, with a check for each question. Sends an alert through BACKUP_NOTIFY_URLS if the "
     "newest dump is too old, missing, bad, or dated in the future, if the daily backup failed, if a restore drill "
-    f"failed or is overdue, if a restore is unfinished, or if `{KEPT_DATABASES_JOB}` failed; and an all-clear when the "
-    f"trouble is over. `{FRESHNESS_SENSOR}` materializes it, also when all is well, after each day's backup. Launched "
-    "by hand, it shows the condition, and sends a message only if something is wrong."
+    f"failed or is overdue, if a restore is unfinished, if `{KEPT_DATABASES_JOB}` failed, or with PITR_ENABLED if "
+    "WAL or base backups do not arrive in time or whole; and an all-clear when the trouble is over. "
+    f"`{FRESHNESS_SENSOR}` materializes it, also when all is well, after each day's backup. Launched by hand, it shows "
+    "the condition, and sends a message only if something is wrong."
 )
 
 
@@ -54,6 +55,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
         check_specs=[
             dg.AssetCheckSpec(question.value, asset=names.key(FRESHNESS_ALERT), description=question.description)
             for question in Question
+            if question is not Question.PITR or system.pitr.enabled
         ],
         description=names.in_words(_DESCRIPTION),
     )
@@ -77,6 +79,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
             else:
                 shown["message"] = dg.MetadataValue.text("nothing is wrong; no message was sent")
             shown |= metadata.of_freshness(state.found) if state.found else {}
+            shown |= metadata.of_pitr(state.pitr) if state.pitr else {}
             if state.failed is not None:
                 shown["last_failed_run"] = dg.MetadataValue.dagster_run(state.failed.run_id)
                 shown["last_failure"] = dg.MetadataValue.text(state.failed.reason)

@@ -25,6 +25,7 @@ from ovia_backup_dagster.offsite.copying import Copied
 from ovia_backup_dagster.offsite.remote_pruning import RemotePruned
 from ovia_backup_dagster.offsite.remote_record import RemoteRecord
 from ovia_backup_dagster.offsite.remote_verification import RemoteVerified
+from ovia_backup_dagster.pitr.standing import PitrStanding
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration import restore_report
 from ovia_backup_dagster.restoration.record import Record
@@ -32,6 +33,7 @@ from ovia_backup_dagster.retention.plan import RetentionPlan
 from ovia_backup_dagster.retention.promote_and_prune import Promoted, Pruned
 
 Metadata = dict[str, dg.MetadataValue]
+_DAY = timedelta(days=1)
 
 
 def of_dump(backup: Backup, manifest: Manifest) -> Metadata:
@@ -184,6 +186,28 @@ def of_freshness(found: Freshness) -> Metadata:
     if found.age is not None:
         metadata["age_hours"] = dg.MetadataValue.float(_hours(found.age))
     return metadata
+
+
+def of_pitr(pitr: PitrStanding) -> Metadata:
+    """How point-in-time recovery stands: the window, its holes, and what would be lost."""
+    found: Metadata = {
+        "point_in_time": dg.MetadataValue.text(pitr.text),
+        "holes": dg.MetadataValue.int(len(pitr.holes)),
+        "wal_bytes_per_day": dg.MetadataValue.int(round(pitr.facts.wal_bytes_per_day)),
+        "newest_base": dg.MetadataValue.text(pitr.newest.name if pitr.newest else "none"),
+        "verified_base": dg.MetadataValue.text(pitr.verified.name if pitr.verified else "none"),
+    }
+    if pitr.rpo_seconds is not None:
+        found["rpo_seconds"] = dg.MetadataValue.float(round(pitr.rpo_seconds, 1))
+    if pitr.worst_rpo_seconds is not None:
+        found["worst_rpo_seconds"] = dg.MetadataValue.float(pitr.worst_rpo_seconds)
+    if pitr.window is not None:
+        found["window_from"] = dg.MetadataValue.timestamp(pitr.window.from_time)
+        found["window_to"] = dg.MetadataValue.timestamp(pitr.window.to_time)
+        found["window_days"] = dg.MetadataValue.float(round((pitr.window.to_time - pitr.window.from_time) / _DAY, 3))
+    if pitr.drilled_at is not None:
+        found["drilled_at"] = dg.MetadataValue.timestamp(pitr.drilled_at)
+    return found
 
 
 def of_delivery(delivery: Delivery) -> Metadata:

@@ -11,7 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster.core.backup import Backup
-from ovia_backup_dagster.core.errors import DrillOverdueError, JournalError, StalledVolumeError
+from ovia_backup_dagster.core.errors import (
+    BackupError,
+    DiskFullError,
+    DrillOverdueError,
+    JournalError,
+    StalledVolumeError,
+)
+from ovia_backup_dagster.core.pitr_errors import (
+    BaseBackupError,
+    BaseBackupOverdueError,
+    ReceiverStoppedError,
+    RecoveryPointError,
+    ServerReplacedError,
+    SlotLostError,
+    WalGapError,
+)
 from ovia_backup_dagster.health.condition import Answer, Condition, Question
 from ovia_backup_dagster.health.freshness import FreshnessLevel
 
@@ -21,11 +36,23 @@ _HEADLINES = {
     Question.VERIFIED: "backups are made, but none is verified",
     Question.PROVEN: "the restore drill failed",
     Question.COPIES: "copies on a remote are missing, old or damaged",
+    Question.PITR: "WAL is not received",
     Question.RESTORES: "a restore is unfinished",
     Question.REPLACED: "kept_databases_job failed",
     Question.RUNS: "the daily backup failed",
     Question.SETTINGS: "the backup settings are not usable",
 }
+#: Troubles of point-in-time recovery that have a headline of their own.
+_PITR: tuple[tuple[type[BackupError], str], ...] = (
+    (ReceiverStoppedError, "the WAL receiver has stopped"),
+    (RecoveryPointError, "recent changes are not safe"),
+    (ServerReplacedError, "the server was replaced, and has no base backup"),
+    (SlotLostError, "the server loses WAL that was not received"),
+    (WalGapError, "WAL is missing"),
+    (BaseBackupOverdueError, "a base backup is missing, old or not proven"),
+    (BaseBackupError, "a base backup is bad"),
+    (DiskFullError, "the backup volume is full, or will be"),
+)
 _NOT_FRESH = {
     FreshnessLevel.STALE: "the newest backup is too old",
     FreshnessLevel.MISSING: "there is no backup",
@@ -89,6 +116,7 @@ def all_clear(sender: Sender, state: Condition, now: datetime, *, since: str = "
     lines = [
         f"{_sentence(state.found.text)}." if state.found else None,
         f"{_sentence(state.drills.text(now))}." if state.drills else None,
+        f"{_sentence(state.pitr.text)}." if state.pitr else None,
         f"The trouble began {_minute(since)}." if since else None,
     ]
     return f"[{sender.label}] all is well with the backups again", "\n".join(line for line in lines if line)
@@ -104,6 +132,8 @@ def _headline(first: Answer, state: Condition) -> str:
         return "the backup volume does not answer"
     if isinstance(first.trouble, DrillOverdueError):
         return "no restore drill has passed for long"
+    if first.question is Question.PITR:
+        return next((words for kind, words in _PITR if isinstance(first.trouble, kind)), _HEADLINES[Question.PITR])
     return _HEADLINES[first.question]
 
 

@@ -33,6 +33,7 @@ from ovia_backup_dagster.drill.folder import DrillFolder, DrillStanding
 from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.health.freshness import AGAIN, Freshness, FreshnessLevel, judge_freshness
 from ovia_backup_dagster.offsite.remote_standing import RemoteStanding
+from ovia_backup_dagster.pitr.standing import PitrStanding
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 
 
@@ -69,6 +70,7 @@ class Question(StrEnum):
     RESTORES = "restores_finished"
     REPLACED = "replaced_databases_dropped"
     COPIES = "copies_elsewhere"
+    PITR = "any_instant_recoverable"
     RUNS = "runs_succeeded"
     SETTINGS = "settings_usable"
 
@@ -92,6 +94,7 @@ _DESCRIPTIONS = {
     Question.RESTORES: "No restore, from the UI or the command line, was left unfinished.",
     Question.REPLACED: "The last run of kept_databases_job, which drops what restores have replaced, did not fail.",
     Question.COPIES: "Each remote has a fresh copy, and nothing there is damaged or gone. Good if no remote is set.",
+    Question.PITR: "WAL arrives in time and without a hole; base backups are made in time, verified and drilled.",
     Question.RUNS: "The last run of the daily backup did not fail; or a newer backup is verified.",
     Question.SETTINGS: "The settings can be used.",
 }
@@ -104,6 +107,7 @@ _SUBJECTS = {
     Question.RESTORES: "restore",
     Question.REPLACED: "replaced databases",
     Question.COPIES: "copies",
+    Question.PITR: "recovery",
     Question.RUNS: "run",
     Question.SETTINGS: "settings",
 }
@@ -111,6 +115,7 @@ _SUBJECTS = {
 _KINDS = {
     Question.PROVEN: "drill",
     Question.COPIES: "copies",
+    Question.PITR: "pitr",
     Question.RESTORES: "restore",
     Question.REPLACED: "kept",
     Question.RUNS: "run",
@@ -118,7 +123,7 @@ _KINDS = {
 #: The order in which troubles are reported. A failed run comes after an unfinished restore, which may be its cause.
 _URGENCY = (
     *(Question.RESTORES, Question.RUNS, Question.VOLUME, Question.FRESH, Question.VERIFIED, Question.UNDAMAGED),
-    *(Question.PROVEN, Question.COPIES, Question.SETTINGS, Question.REPLACED),
+    *(Question.PITR, Question.PROVEN, Question.COPIES, Question.SETTINGS, Question.REPLACED),
 )
 
 
@@ -148,6 +153,15 @@ class Answer:
         return f"{self.what}: {self.why}" if self.why else self.what
 
 
+class WatchedPitr(Protocol):
+    """The part of ``system.Pitr`` that a condition is assessed from."""
+
+    @property
+    def enabled(self) -> bool: ...
+
+    def standing(self, now: datetime) -> PitrStanding: ...
+
+
 class Watched(Protocol):
     """The part of ``system.BackupSystem`` that a condition is assessed from."""
 
@@ -166,6 +180,9 @@ class Watched(Protocol):
     @property
     def drill_max_age(self) -> timedelta: ...
 
+    @property
+    def pitr(self) -> WatchedPitr: ...
+
     def remote_standings(self, now: datetime) -> tuple[RemoteStanding, ...]: ...
 
 
@@ -175,7 +192,7 @@ class Condition:
 
     Attributes:
         answers: one for each question, in the questions' order; without those that only Dagster can answer, if its
-            runs were not passed in.
+            runs were not passed in, and without the one about point-in-time recovery, if that is off.
         found: freshness; ``None`` if the volume could not be read in time.
         drills: the standing of the restore drills; likewise.
         restores: the standing of the restores; likewise.
@@ -184,6 +201,7 @@ class Condition:
         newest_proven: the newest proven backup.
         at_work: the processes that change the volume or restore now, in words.
         failed: the last run of the daily backup, if it failed and that matters.
+        pitr: the standing of point-in-time recovery; ``None`` if it is off, or could not be read.
     """
 
     answers: tuple[Answer, ...]
@@ -195,6 +213,7 @@ class Condition:
     newest_proven: Backup | None
     at_work: tuple[str, ...]
     failed: FailedRun | None
+    pitr: PitrStanding | None = None
 
     @property
     def level(self) -> ConditionLevel:
@@ -217,15 +236,17 @@ class Condition:
         """All troubles in a sentence; empty if all is well."""
         # The "what" of these errors is complete; their "why" is a guess. Why a run failed has its own line.
         enough = (NotFreshError, DrillOverdueError, RunFailedError)
-        return shortened("; ".join(a.what if isinstance(a.trouble, enough) else a.text for a in self.told))
+        short = [isinstance(a.trouble, enough) and a.question is not Question.PITR for a in self.told]
+        return shortened("; ".join(a.what if less else a.text for a, less in zip(self.told, short, strict=True)))
 
     @property
     def kinds(self) -> str:
         """The kinds of the troubles, in a word: a new kind is reported at once, whatever was reported before."""
         kinds = {_KINDS.get(answer.question, "backup") for answer in self.told}
-        # Each remote has its own alert.
-        copies = {f"copies on {remote.name}" for remote in self.remotes if remote.trouble}
-        return "+".join(sorted(kinds - {"copies"} | copies))
+        # Each remote, and each part of point-in-time recovery, has its own alert.
+        apart = {f"copies on {remote.name}" for remote in self.remotes if remote.trouble}
+        apart |= {f"pitr {part}" for part in (self.pitr.parts if self.pitr else ())}
+        return "+".join(sorted(kinds - {"copies", "pitr"} | apart))
 
     def answer(self, question: Question) -> Answer | None:
         """The answer to one question; ``None`` if it was not asked."""
@@ -252,6 +273,8 @@ def assess(
         look, settings = None, settings or error
     answers = list(_about_the_volume(look, now)) if look else list(map(_unread, _OF_THE_VOLUME))
     look = look or _Look()
+    if system.pitr.enabled:
+        answers.append(about_pitr(look.pitr) if look.pitr else _unread(Question.PITR))
     answers.append(_about_settings(settings))
     failed = None
     if runs is not None:
@@ -268,6 +291,7 @@ def assess(
         look.newest_proven,
         look.at_work,
         failed,
+        look.pitr,
     )
 
 
@@ -316,11 +340,15 @@ def about_copies(remotes: Sequence[RemoteStanding]) -> Answer:
     if not troubles:
         text = "; ".join(remote.text for remote in remotes) or "OFFSITE_REMOTES names no remote"
         return Answer(Question.COPIES, ConditionLevel.OK, text)
-    answer = _wrong(Question.COPIES, ConditionLevel.WARNING, troubles[0])
-    if troubles[1:]:
-        fix = "; ".join(trouble.fix for trouble in troubles)
-        answer = replace(answer, what="; ".join(trouble.account for trouble in troubles), why="", fix=fix)
-    return answer
+    return _all_wrong(Question.COPIES, ConditionLevel.WARNING, troubles)
+
+
+def about_pitr(pitr: PitrStanding) -> Answer:
+    """Whether WAL arrives, and whether base backups and WAL recover any instant of the window."""
+    if not pitr.troubles:
+        return Answer(Question.PITR, ConditionLevel.OK, pitr.text)
+    level = ConditionLevel.CRITICAL if pitr.urgent else ConditionLevel.WARNING
+    return _all_wrong(Question.PITR, level, pitr.troubles)
 
 
 def about_restores(restores: RestoreStanding) -> Answer:
@@ -375,12 +403,21 @@ def _explaining(runs: FailedRuns, look: _Look, others: Sequence[Answer]) -> Fail
 
 
 def _backups_are_troubled(answers: Sequence[Answer]) -> bool:
-    apart = (Question.PROVEN, Question.COPIES, Question.RESTORES, Question.REPLACED)
+    apart = (Question.PROVEN, Question.COPIES, Question.PITR, Question.RESTORES, Question.REPLACED)
     return any(answer.trouble and answer.question not in apart for answer in answers)
 
 
 def _wrong(question: Question, level: ConditionLevel, error: BackupError) -> Answer:
     return Answer(question, level, error.what, error.reason, error.fix, error)
+
+
+def _all_wrong(question: Question, level: ConditionLevel, errors: Sequence[BackupError]) -> Answer:
+    """Several errors as one answer: the first is the one to report, and the words are those of all."""
+    answer = _wrong(question, level, errors[0])
+    if not errors[1:]:
+        return answer
+    fix = "; ".join(dict.fromkeys(error.fix for error in errors))
+    return replace(answer, what="; ".join(error.account for error in errors), why="", fix=fix)
 
 
 _OF_THE_VOLUME = (
@@ -401,6 +438,7 @@ class _Look:
     drills: DrillStanding | None = None
     restores: RestoreStanding | None = None
     remotes: tuple[RemoteStanding, ...] | None = None
+    pitr: PitrStanding | None = None
     newest_verified: Backup | None = None
     newest_proven: Backup | None = None
     at_work: tuple[str, ...] = ()
@@ -417,6 +455,7 @@ def _look(system: Watched, now: datetime) -> _Look:
         proven = next((b for b in catalog.newest_first() if b.drilled and b.state(now).is_verified), None)
         look = replace(look, newest_verified=verified, newest_proven=proven)
         look = replace(look, remotes=system.remote_standings(now))
+        look = replace(look, pitr=system.pitr.standing(now) if system.pitr.enabled else None)
     except VolumeError as error:
         look = replace(look, errors=(error,))
     # An unfinished restore may be why the application is down, so it is reported whatever else is wrong.

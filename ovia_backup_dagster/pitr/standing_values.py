@@ -65,6 +65,7 @@ class PitrFacts:
         unusable: base backups that cannot be read: name and reason.
         others: other clusters that have base backups.
         wal_bytes_per_day: how much the archive grows; 0 if unknown.
+        stored_bytes: what its WAL and base backups take now.
     """
 
     status: ReceiverStatus | None
@@ -75,3 +76,4 @@ class PitrFacts:
     unusable: tuple[tuple[str, str], ...] = ()
     others: tuple[str, ...] = ()
     wal_bytes_per_day: float = 0.0
+    stored_bytes: int = 0

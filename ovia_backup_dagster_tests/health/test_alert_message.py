@@ -9,18 +9,31 @@ import pytest
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import (
+    AuthenticationError,
     BackupError,
     ClockError,
+    DiskFullError,
     DrillOverdueError,
     JournalError,
     NotFreshError,
     StalledVolumeError,
     VolumeError,
 )
+from ovia_backup_dagster.core.pitr_errors import (
+    BaseBackupError,
+    BaseBackupOverdueError,
+    ReceiverStoppedError,
+    RecoveryPointError,
+    ServerReplacedError,
+    SlotLostError,
+    WalGapError,
+)
 from ovia_backup_dagster.health.alert_message import Sender, alert, all_clear
 from ovia_backup_dagster.health.condition import Answer, Condition, ConditionLevel, Question
 from ovia_backup_dagster.health.failed_runs import FailedRun
 from ovia_backup_dagster.health.freshness import Freshness, FreshnessLevel, judge_freshness
+from ovia_backup_dagster.pitr.standing import PitrStanding
+from ovia_backup_dagster.pitr.standing_values import PitrFacts
 from ovia_backup_dagster_tests.support.factories import HOUR, NOW, judged, make_catalog, publish, verified_backup
 
 SENDER = Sender("ovia", "ovia", "db.example", 5432, Path("/backups"))
@@ -36,8 +49,9 @@ def condition(
     found: Freshness | None = None,
     verified: Backup | None = None,
     failed: FailedRun | None = None,
+    pitr: PitrStanding | None = None,
 ) -> Condition:
-    return Condition(answers, found, None, None, (), verified, None, (), failed)
+    return Condition(answers, found, None, None, (), verified, None, (), failed, pitr)
 
 
 def headline(answer: Answer) -> str:
@@ -67,6 +81,15 @@ def test_the_title_names_what_is_wrong(question: Question, said: str) -> None:
         (Question.RESTORES, JournalError, "cannot tell whether a restore is unfinished"),
         (Question.VOLUME, StalledVolumeError, "the backup volume does not answer"),
         (Question.PROVEN, DrillOverdueError, "no restore drill has passed for long"),
+        (Question.PITR, ReceiverStoppedError, "the WAL receiver has stopped"),
+        (Question.PITR, RecoveryPointError, "recent changes are not safe"),
+        (Question.PITR, ServerReplacedError, "the server was replaced, and has no base backup"),
+        (Question.PITR, SlotLostError, "the server loses WAL that was not received"),
+        (Question.PITR, WalGapError, "WAL is missing"),
+        (Question.PITR, BaseBackupOverdueError, "a base backup is missing, old or not proven"),
+        (Question.PITR, BaseBackupError, "a base backup is bad"),
+        (Question.PITR, DiskFullError, "the backup volume is full, or will be"),
+        (Question.PITR, AuthenticationError, "WAL is not received"),
     ],
 )
 def test_some_causes_have_a_title_of_their_own(question: Question, error: type[BackupError], said: str) -> None:
@@ -144,3 +167,17 @@ def test_the_all_clear_says_since_when(tmp_path: Path, since: str, said: list[st
     title, body = all_clear(SENDER, condition(found=found), NOW + timedelta(minutes=1), since=since)
     assert title == "[ovia] all is well with the backups again"
     assert body.splitlines() == [f"The newest backup, {backup}, is 1 h old (verified).", *said]
+
+
+def test_an_alert_about_recovery_says_why() -> None:
+    """The cause is known, and no guess: how old the report is, and what is not safe."""
+    error = ReceiverStoppedError("the WAL receiver does not report", why="its last report is 9 min old", fix="start it")
+    _, body = alert(SENDER, condition(wrong(Question.PITR, error)))
+    assert body.splitlines()[0] == "What: the WAL receiver does not report: its last report is 9 min old."
+    assert body.splitlines()[-1] == "Next: start it"
+
+
+def test_an_all_clear_says_what_can_be_recovered() -> None:
+    standing = PitrStanding("any instant can be recovered", (), PitrFacts(None, 0), 1.0, None, None, None, None)
+    _, body = all_clear(SENDER, condition(pitr=standing), NOW)
+    assert body == "Any instant can be recovered."

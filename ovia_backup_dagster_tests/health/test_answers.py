@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from ovia_backup_dagster.core.errors import (
     SettingsError,
     VolumeError,
 )
+from ovia_backup_dagster.core.pitr_errors import ReceiverStoppedError
 from ovia_backup_dagster.drill.folder import DrillFolder
 from ovia_backup_dagster.health.condition import (
     Condition,
     ConditionLevel,
     Question,
     about_backups,
+    about_pitr,
     about_restores,
     about_volume,
     assess,
@@ -32,6 +34,11 @@ from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.health.freshness import judge_freshness
 from ovia_backup_dagster.offsite.remote_record import RemoteRecord
 from ovia_backup_dagster.offsite.remote_standing import RemoteStanding, judge_remote
+from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus
+from ovia_backup_dagster.pitr.recovery_catalog import Base, RecoveryCatalog
+from ovia_backup_dagster.pitr.standing import PitrStanding, judge_pitr
+from ovia_backup_dagster.pitr.standing_values import PitrFacts, PitrLimits
+from ovia_backup_dagster.pitr.wal_position import SEGMENT_BYTES, Lsn, Segment
 from ovia_backup_dagster.restoration.folder import RestoreFolder, RestoreStanding
 from ovia_backup_dagster_tests.support.factories import (
     DAY,
@@ -46,8 +53,27 @@ from ovia_backup_dagster_tests.support.factories import (
 )
 
 OK, WARNING, UNKNOWN, CRITICAL = ConditionLevel
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 MAX_AGE = 26 * HOUR
 FAILED = FailedRun("daily_backup_job", "run-1", NOW - HOUR, "the disk is full")
+
+
+@dataclass(frozen=True)
+class Pitr:
+    """Point-in-time recovery, with or without facts, or on a volume that cannot be read."""
+
+    facts: PitrFacts | None = None
+    error: VolumeError | None = None
+
+    @property
+    def enabled(self) -> bool:
+        return self.facts is not None or self.error is not None
+
+    def standing(self, now: datetime) -> PitrStanding:
+        if self.error is not None:
+            raise self.error
+        assert self.facts is not None, "it is off"
+        return judge_pitr(self.facts, PitrLimits(5 * MINUTE, 7 * DAY, 7 * DAY, 35 * DAY), now)
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,7 @@ class System:
     max_age: timedelta = MAX_AGE
     drill_max_age: timedelta = 35 * DAY
     remotes: Mapping[str, RemoteRecord] = field(default_factory=dict)
+    pitr: Pitr = Pitr()
 
     def remote_standings(self, now: datetime) -> tuple[RemoteStanding, ...]:
         return tuple(judge_remote(name, record, 2 * DAY, now) for name, record in self.remotes.items())
@@ -209,7 +236,7 @@ def test_a_system_without_trouble_is_ok(system: System) -> None:
         Question.RUNS: (OK, "no failed run needs attention"),
         Question.SETTINGS: (OK, "all settings can be used"),
     }
-    assert [answer.question for answer in found.answers] == list(Question)
+    assert [answer.question for answer in found.answers] == [each for each in Question if each is not Question.PITR]
     assert (found.level, found.wrong, found.told, found.trouble, found.kinds) == (OK, (), (), "", "")
     assert (found.newest_verified, found.newest_proven, found.at_work, found.failed) == (backup, backup, (), None)
     assert found.found is not None
@@ -368,3 +395,104 @@ def test_a_journal_that_cannot_be_read_is_unknown(system: System, monkeypatch: p
     )
     assert answers(found)[Question.VOLUME] == (OK, "it can be read")
     assert (found.kinds, found.newest_verified is not None) == ("restore", True)
+
+
+# --- Point-in-time recovery -----------------------------------------------------------------------------------------
+
+
+def pitr_facts(**changes: object) -> PitrFacts:
+    """A receiver that works, on a cluster with a base backup."""
+    made = Base(
+        name="2026-06-14_120000",
+        timeline=1,
+        start=Lsn(0),
+        end=Lsn(100),
+        started_at=NOW - DAY,
+        finished_at=NOW - DAY,
+        size_bytes=1,
+        verified=True,
+        drilled_at=NOW - HOUR,
+    )
+    segment = Segment(1, 0)
+    status = ReceiverStatus(
+        written_at=NOW,
+        started_at=NOW - DAY,
+        state=ReceiverState.RECEIVING,
+        pid=1,
+        host="here",
+        slot="ovia_backup",
+        beacon_seconds=10,
+        confirmed_at=NOW - 9 * SECOND,
+    )
+    catalog = RecoveryCatalog(SEGMENT_BYTES, frozenset({segment}), {}, (made,), {segment: NOW})
+    found = PitrFacts(status, 10**12, "7300000000000000001", catalog, NOW - DAY)
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def stopped(age: timedelta) -> PitrFacts:
+    status = pitr_facts().status
+    assert status is not None
+    return pitr_facts(status=status.model_copy(update={"written_at": NOW - age, "confirmed_at": NOW - age}))
+
+
+def test_recovery_that_works_is_answered_with_its_window(system: System) -> None:
+    verified_backup(system.catalog, NOW - HOUR)
+    found = assess(replace(system, pitr=Pitr(pitr_facts())), NOW, runs=FailedRuns())
+    assert [answer.question for answer in found.answers] == list(Question)
+    answer = found.answer(Question.PITR)
+    assert answer is not None
+    assert (answer.level, answer.trouble) == (OK, None)
+    assert answer.what.startswith(
+        "any instant from 2026-06-14 12:00:00 UTC to 2026-06-15 12:00:00 UTC can be recovered"
+    )
+    assert answer.what.endswith("what would be lost with the server now: the last 9.0 s")
+    assert (found.level, found.kinds) == (OK, "")
+    assert found.pitr is not None
+    assert found.pitr.text == answer.what
+
+
+def test_recovery_that_is_off_is_not_asked_about(system: System) -> None:
+    verified_backup(system.catalog, NOW - HOUR)
+    found = assess(system, NOW)
+    assert (found.answer(Question.PITR), found.pitr, found.level) == (None, None, OK)
+
+
+def test_a_stopped_receiver_is_critical_and_told_apart(system: System) -> None:
+    """It has an alert of its own, and does not hide a failed run of the daily backup."""
+    verified_backup(system.catalog, NOW - 2 * HOUR)
+    down = replace(system, pitr=Pitr(stopped(HOUR)))
+    found = assess(down, NOW, runs=FailedRuns(backup=FAILED, ended_early=FAILED))
+    answer = found.answer(Question.PITR)
+    assert answer is not None
+    assert (answer.level, answer.what) == (CRITICAL, "the WAL receiver does not report")
+    assert answer.fix.startswith("start its service")
+    assert isinstance(answer.trouble, ReceiverStoppedError)
+    assert (found.level, found.kinds) == (CRITICAL, "pitr receiving+run")
+    assert [each.question for each in found.told] == [Question.RUNS, Question.PITR]
+
+
+def test_an_old_base_backup_is_a_warning(system: System) -> None:
+    verified_backup(system.catalog, NOW - HOUR)
+    catalog = pitr_facts().catalog
+    assert catalog is not None
+    older = replace(catalog, bases=(replace(catalog.bases[0], started_at=NOW - 9 * DAY),))
+    found = assess(replace(system, pitr=Pitr(pitr_facts(catalog=older))), NOW)
+    assert (found.level, found.kinds) == (WARNING, "pitr bases")
+
+
+def test_several_troubles_of_recovery_are_one_answer(system: System) -> None:
+    judged_now = Pitr(replace(stopped(HOUR), catalog=None)).standing(NOW)
+    answer = about_pitr(judged_now)
+    first, second = judged_now.troubles
+    assert (answer.what, answer.why) == (f"{first.account}; {second.account}", "")
+    assert answer.fix == f"{first.fix}; {second.fix}"
+    assert answer.trouble is first
+
+
+def test_recovery_on_a_volume_that_cannot_be_read_is_unknown(system: System) -> None:
+    verified_backup(system.catalog, NOW - HOUR)
+    error = VolumeError("a history file is damaged", why="it was cut off", fix="put it back")
+    found = assess(replace(system, pitr=Pitr(error=error)), NOW)
+    assert answers(found)[Question.PITR] == (UNKNOWN, "not known: the backup volume was not read")
+    assert answers(found)[Question.VOLUME] == (UNKNOWN, "a history file is damaged")
+    assert answers(found)[Question.FRESH][0] is OK

@@ -164,7 +164,7 @@ def test_a_first_beacon_is_awaited_from_the_archives_beginning(began: timedelta,
         the(found, "nothing that was committed is known to be safe here: no beacon has come back")
 
 
-def test_without_an_archive_the_first_beacon_is_awaited_from_the_start() -> None:
+def test_a_first_beacon_without_an_archive_is_awaited_too() -> None:
     waiting = status(confirmed_at=None, started_at=NOW - 6 * MINUTE, system_identifier=None)
     assert kinds(judged(status=waiting, began_at=None, catalog=None))[0] == "RecoveryPointError"
 
@@ -266,7 +266,7 @@ def test_a_hole_before_the_newest_verified_base_is_history(start: float) -> None
     assert (found.troubles, len(found.holes), found.open_holes) == ((), 1, ())
 
 
-def test_a_hole_before_an_unverified_base_waits_for_its_verification() -> None:
+def test_a_hole_before_an_unverified_base_is_still_told() -> None:
     whole = segments(1, *range(10, 20), *range(22, 48))
     found = judged(catalog=catalog(base(10.5, drilled=True), base(30.5, verified=None), whole=whole))
     error = the(found, "WAL is missing since base backup 2026-11-01_103000")
