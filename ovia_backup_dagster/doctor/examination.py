@@ -11,6 +11,7 @@ from ovia_backup_dagster.doctor import (
     drill_area,
     environment_area,
     offsite_area,
+    pitr_area,
     restore_area,
     server_area,
     volume_area,
@@ -60,6 +61,7 @@ def _others(system: BackupSystem) -> list[Part]:
         _part(Area.DRILLS, drill_area.drills, system, "what a drill depends on", f"df -h {folder}; {disk}; {target}"),
         _part(Area.RESTORES, restore_area.restores, system, "what a restore depends on", steps(target, services)),
         part_of_remotes(system),
+        _part(Area.PITR, pitr_area.recovery, system, "what point-in-time recovery depends on", f"{ready}; {disk}"),
         _part(Area.ALERTS, environment_area.alerts, system, "what alerts depend on", "ls -l $BACKUP_NOTIFY_URLS_FILE"),
     ]
 

@@ -33,6 +33,7 @@ class Area(StrEnum):
     DRILLS = "drills"
     RESTORES = "restores"
     REMOTES = "remotes"
+    PITR = "recovery"
     ALERTS = "alerts"
     DAGSTER = "dagster"
 
@@ -59,6 +60,7 @@ _DESCRIPTIONS = {
     Area.DRILLS: "A restore drill can be made, and the last one passed.",
     Area.RESTORES: "A restore can be made, and none is unfinished.",
     Area.REMOTES: "Each remote can be reached, is ours, and has fresh and whole copies.",
+    Area.PITR: "WAL can be received and base backups be made, and they are; or point-in-time recovery is off.",
     Area.ALERTS: "People can be told.",
     Area.DAGSTER: "Dagster's daemons run, its triggers are on, and its limits keep runs apart.",
 }

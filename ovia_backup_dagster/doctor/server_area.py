@@ -64,7 +64,7 @@ def server(system: BackupSystem) -> Iterator[Observation]:
         with connect(system.connection) as session:
             about = session.execute(_ABOUT, {"private": _PRIVATE}).fetchone()
             assert about is not None  # it has no FROM
-            about["psql"] = _psql(system, about["superuser"])
+            about["psql"] = psql_command(system, about["superuser"])
             yield from _connection(system, about)
             yield from _version(system, about)
             yield from _language(about)
@@ -82,7 +82,7 @@ def server(system: BackupSystem) -> Iterator[Observation]:
         yield failed(Area.SERVER, error)
 
 
-def _psql(system: BackupSystem, superuser: str) -> str:
+def psql_command(system: BackupSystem, superuser: str) -> str:
     """The psql command into which the SQL of an observation is pasted."""
     to = system.connection
     database = to.database

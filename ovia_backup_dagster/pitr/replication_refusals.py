@@ -1,4 +1,4 @@
-"""Finds out why a program that replicates (pg_basebackup, pg_receivewal) failed.
+"""Finds out why a program that replicates (pg_basebackup, pg_receivewal) failed, or would fail.
 
 A server refuses replication for reasons of its own, and lets the same role into a database all the while; so an
 ordinary session, with which ``postgres.server_language`` repeats a question, cannot tell them. Every other message is
@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import psycopg
+
 from ovia_backup_dagster.core import errors
 from ovia_backup_dagster.core.errors import BackupError, MomentaryError, ProgramError
 from ovia_backup_dagster.postgres.diagnosis import diagnose
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import sql_identifier
 from ovia_backup_dagster.postgres.server_language import diagnose_program
+from ovia_backup_dagster.postgres.session import identify_by_replication
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,19 @@ _REFUSALS = (
         "ovia-backup list",
     ),
 )
+
+
+def require_replication(connection: Connection, answer_seconds: float) -> str:
+    """Require that a role may replicate from here, by doing it; returns the cluster's system identifier.
+
+    Raises:
+        BackupError: the server refuses, with the cause.
+    """
+    try:
+        return identify_by_replication(connection, answer_seconds)
+    except psycopg.Error as error:
+        what = f"role {connection.user} cannot receive WAL from {connection.host}:{connection.port}"
+        raise diagnose_replication(str(error), what=what, connection=connection, exit_code=1) from None
 
 
 def diagnose_replication(stderr: str, *, what: str, connection: Connection, exit_code: int) -> BackupError:

@@ -292,6 +292,25 @@ def _turned_away(
     return diagnose_sqlstate(answer.sqlstate, str(error), routine=answer.routine, what=what, connection=connection)
 
 
+def identify_by_replication(connection: Connection, answer_seconds: float) -> str:
+    """Open a session that replicates, as pg_receivewal does, and return the cluster's system identifier.
+
+    Raises:
+        psycopg.Error: the server refused, or did not answer in time; ``pitr.replication_refusals`` knows why.
+    """
+    with _only_our_environment(connection):
+        target = make_conninfo(_target(connection, BUILT_IN, answer_seconds), replication="true")
+        # Such a session takes only statements without parameters.
+        session = _Session.connect(
+            target, autocommit=True, row_factory=dict_row, cursor_factory=psycopg.ClientCursor[dict[str, Any]]
+        )
+    session.answer_seconds = answer_seconds
+    with session:
+        row = session.execute("IDENTIFY_SYSTEM").fetchone()
+        assert row is not None  # it always answers
+        return str(row["systemid"])
+
+
 def other_database(server: Connection, *databases: str) -> Connection:
     """A connection to a database that every server has, other than the connection's own and the given ones.
 

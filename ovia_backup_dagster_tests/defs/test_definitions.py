@@ -154,6 +154,7 @@ ASSETS: dict[str, dict[str, Any]] = {
             "drills": "warns",
             "restores": "warns",
             "remotes": "warns",
+            "recovery": "warns",
             "alerts": "warns",
             "dagster": "warns",
         },
