@@ -82,7 +82,7 @@ def receiver(ground: Ground, volume: Path, **settings: str) -> Iterator[Receiver
     """Start a receiver; it is ended with the block."""
     environment = {
         **{name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ},
-        **ground.settings(volume, WAL_BEACON_SECONDS="1", **settings),
+        **ground.settings(volume, **{"WAL_BEACON_SECONDS": "1", **settings}),
     }
     log = volume.with_name(f"{volume.name}.log")
     with open(log, "ab") as output:
