@@ -220,6 +220,16 @@ class PitrParts:
         driller = RecoveryDriller(system.catalog, archive, system.programs, folder, hours)
         return driller.drill(subject, launched_by=launched_by, run_id=run_id, log=log)
 
+    def why_no_drill(self, now: datetime) -> str:
+        """Why no drill is due; empty if one is. Asks no server.
+
+        Raises:
+            SettingsError, VolumeError: the settings are invalid, or the volume cannot be read.
+        """
+        from ovia_backup_dagster.pitr.drill_subject import why_no_drill_is_due
+
+        return why_no_drill_is_due(self.system.catalog, self.system.drill_max_age, now)
+
     def anchor(self) -> ExactSnapshots | None:
         """What finds the commit that a dump ends with; ``None`` without point-in-time recovery, or if it cannot now.
 

@@ -14,6 +14,11 @@ from ovia_backup_dagster.defs.doctor_asset import build_doctor
 from ovia_backup_dagster.defs.drill_asset import build_drill
 from ovia_backup_dagster.defs.jobs import build_asset_jobs
 from ovia_backup_dagster.defs.offsite_assets import build_offsite_assets
+from ovia_backup_dagster.defs.pitr_drill_asset import (
+    build_pitr_drill,
+    build_pitr_drill_job,
+    build_pitr_drill_schedule,
+)
 from ovia_backup_dagster.defs.restore_job import build_kept_databases, build_restore
 from ovia_backup_dagster.defs.run_history import build_history
 from ovia_backup_dagster.defs.schedules import build_schedules, usable_schedules
@@ -50,6 +55,9 @@ def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definit
         build_drill(system, names),
         *build_offsite_assets(system, names),
     ]
+    recovery = system.settings.pitr_enabled
+    if recovery:
+        assets.append(build_pitr_drill(system, names))
     return dg.Definitions(
         assets=assets,
         jobs=[
@@ -57,7 +65,11 @@ def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definit
             build_restore(system, names),
             build_kept_databases(system, names),
             build_history(system, names, [asset.key for asset in assets]),
+            *([build_pitr_drill_job(system.settings, names)] if recovery else []),
         ],
-        schedules=build_schedules(system.settings, names),
+        schedules=[
+            *build_schedules(system.settings, names),
+            *([build_pitr_drill_schedule(system, names)] if recovery else []),
+        ],
         sensors=[freshness_sensor(system, names)],
     )

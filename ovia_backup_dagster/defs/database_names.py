@@ -23,12 +23,16 @@ RESTORE_JOB = "restore_job"
 KEPT_DATABASES_JOB = "kept_databases_job"
 HISTORY_PRUNING_JOB = "history_pruning_job"
 OFFSITE_VERIFICATION_JOB = "offsite_verification_job"
+BASE_BACKUP_JOB = "base_backup_job"
+PITR_DRILL_JOB = "pitr_drill_job"
 
 DAILY_BACKUP_SCHEDULE = "daily_backup_schedule"
 RESTORE_DRILL_SCHEDULE = "restore_drill_schedule"
 HISTORY_PRUNING_SCHEDULE = "history_pruning_schedule"
 KEPT_DATABASES_SCHEDULE = "kept_databases_schedule"
 OFFSITE_VERIFICATION_SCHEDULE = "offsite_verification_schedule"
+BASE_BACKUP_SCHEDULE = "base_backup_schedule"
+PITR_DRILL_SCHEDULE = "pitr_drill_schedule"
 FRESHNESS_SENSOR = "backup_freshness_sensor"
 
 DAILY_DUMP = "daily_dump"
@@ -38,6 +42,10 @@ RETENTION_PRUNING = "retention_pruning"
 FRESHNESS_ALERT = "backup_freshness_alert"
 RESTORE_DRILL = "restore_drill"
 DOCTOR = "backup_doctor"
+BASE_BACKUP = "base_backup"
+BASE_BACKUP_VERIFICATION = "base_backup_verification"
+WAL_ARCHIVE_PRUNING = "wal_archive_pruning"
+PITR_DRILL = "pitr_drill"
 
 #: The assets of the daily backup, in order.
 DAILY_CHAIN = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
@@ -52,16 +60,22 @@ LOCATION_NAMES = (
     KEPT_DATABASES_JOB,
     HISTORY_PRUNING_JOB,
     OFFSITE_VERIFICATION_JOB,
+    BASE_BACKUP_JOB,
+    PITR_DRILL_JOB,
     DAILY_BACKUP_SCHEDULE,
     RESTORE_DRILL_SCHEDULE,
     HISTORY_PRUNING_SCHEDULE,
     KEPT_DATABASES_SCHEDULE,
     OFFSITE_VERIFICATION_SCHEDULE,
+    BASE_BACKUP_SCHEDULE,
+    PITR_DRILL_SCHEDULE,
     FRESHNESS_SENSOR,
 )
 #: The names of all assets of remotes begin with it.
 _OFFSITE = "offsite_"
-_ASSETS = (*DAILY_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, DOCTOR)
+#: The assets of a base backup, in order.
+BASE_CHAIN = (BASE_BACKUP, BASE_BACKUP_VERIFICATION, WAL_ARCHIVE_PRUNING)
+_ASSETS = (*DAILY_CHAIN, *BASE_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, PITR_DRILL, DOCTOR)
 #: One of these names as a whole word, without a prefix.
 _NAME = re.compile(rf"(?<![\w/])(?:{'|'.join((*LOCATION_NAMES, *_ASSETS))})(?![\w/])")
 

@@ -56,7 +56,7 @@ def build_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
                 trust_archive=config.trust_archive,
             )
             evidence = driller.drill(
-                backup, choice, launched_by=_launcher(context.run), run_id=context.run.run_id, log=context.log.info
+                backup, choice, launched_by=launcher_of(context.run), run_id=context.run.run_id, log=context.log.info
             )
         if evidence.trouble is None:
             # Yielded before the checks: Dagster attaches a check's result to the materialization before it.
@@ -73,7 +73,8 @@ def _where(place: DrillPlace) -> str:
     return "" if place is DrillPlace.setting else place.value
 
 
-def _launcher(run: dg.DagsterRun) -> str:
+def launcher_of(run: dg.DagsterRun) -> str:
+    """Who launched a run, for evidence: a schedule, or a person."""
     schedule = run.tags.get(_SCHEDULE_TAG)
     return f"schedule {schedule}" if schedule else run.tags.get("user", "Dagster, by hand")
 

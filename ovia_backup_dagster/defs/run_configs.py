@@ -164,3 +164,12 @@ class AlertConfig(dg.Config):
 
     all_clear: bool = Field(default=False, description="Send the all-clear if nothing is wrong.")
     episode: str = Field(default="", description="When the trouble began (UTC); set by the sensor.")
+
+
+class PitrDrillConfig(dg.Config):
+    """Which dump is compared with a recovery."""
+
+    backup: str = Field(
+        default="latest",
+        description="Name of a verified backup, or `latest`: the newest that says which commit it ends with.",
+    )

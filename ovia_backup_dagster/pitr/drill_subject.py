@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.catalog import Catalog
@@ -15,6 +15,9 @@ from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.bases import BaseBackup, read_base
 from ovia_backup_dagster.pitr.recovery_windows import read_states
 from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+
+#: Between the server's clock and ours; a backup's name has whole seconds.
+_CLOCKS = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +106,26 @@ def _pointless(dump: Backup, point: WalPoint | None) -> NotVerifiedError:
         why=point.why if point and point.why else "it was made without point-in-time recovery",
         fix="ovia-backup dump && ovia-backup verify latest",
     )
+
+
+def why_no_drill_is_due(catalog: Catalog, most: timedelta, now: datetime) -> str:
+    """Why no drill of point-in-time recovery is due; empty if one is.
+
+    One is due if the newest base backup has not passed a drill for ``most``, and a verified dump ends after it.
+
+    Raises:
+        VolumeError: the volume cannot be read.
+    """
+    states = read_states(catalog.root)
+    if not states or not (bases := states[0].catalog.good_bases):
+        return "there is no base backup yet"
+    newest = bases[-1]
+    if newest.drilled_at is not None and now - newest.drilled_at < most:
+        return f"base backup {newest.name} passed a drill on {newest.drilled_at:%Y-%m-%d}"
+    for backup in catalog.newest_first():
+        point = backup.manifest.wal_point if backup.manifest else None
+        if backup.started_at < newest.started_at - _CLOCKS:
+            break
+        if point is not None and point.lsn and Lsn.parse(point.lsn) >= newest.end and backup.state(now).is_verified:
+            return ""
+    return f"no verified dump ends after base backup {newest.name} yet"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import AwareDatetime
 
@@ -18,16 +18,28 @@ DRILLS = "drills"
 
 
 class RecoveryCheck(StrEnum):
-    """A check of a recovered cluster, in the order in which evidence lists them."""
+    """A check of a recovered cluster, in the order in which evidence lists them.
 
-    REACHED = "recovered_to_the_commit"
-    BEFORE = "commit_before_is_there"
-    AFTER = "commit_after_is_not_there"
-    TABLES = "tables_equal_the_dump"
-    LARGE_OBJECTS = "large_objects_equal_the_dump"
-    SEQUENCES = "sequences_not_behind_the_dump"
-    AMCHECK = "heap_and_indexes_agree"
-    CONTROL = "negative_control"
+    Attributes:
+        description: what it shows, for people.
+    """
+
+    description: str
+
+    def __new__(cls, name: str, description: str) -> Self:
+        check = str.__new__(cls, name)
+        check._value_ = name
+        check.description = description
+        return check
+
+    REACHED = "recovered_to_the_commit", "PostgreSQL's recovery stopped right after the commit that the dump ends with."
+    BEFORE = "commit_before_is_there", "The last transaction that the dump has is committed in the recovered cluster."
+    AFTER = "commit_after_is_not_there", "The transaction that was committed next is not."
+    TABLES = "tables_equal_the_dump", "Every table has the dump's rows, byte for byte, but unlogged ones."
+    LARGE_OBJECTS = "large_objects_equal_the_dump", "Every large object has the dump's content."
+    SEQUENCES = "sequences_of_the_dump", "Every sequence is there. Its value is not part of a snapshot."
+    AMCHECK = "heap_and_indexes_agree", "pg_amcheck found every heap sound, and every row in its B-tree indexes."
+    CONTROL = "negative_control", "A row was deleted in the copy, and the comparison noticed: it can see."
 
 
 class RecoveryFinding(Sidecar):

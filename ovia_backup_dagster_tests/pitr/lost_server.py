@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psycopg
 
-from ovia_backup_dagster.pitr.recovered_cluster import recovered_cluster
+from ovia_backup_dagster.pitr.recovered_cluster import recovered
 from ovia_backup_dagster.pitr.recovery_plan import LATEST, RecoveryPlanner
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.session import connect
@@ -208,7 +208,7 @@ def recovered_rows(programs: Programs, volume: Path) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in range(WRITERS)]
     with (
         short_folder() as folder,
-        recovered_cluster(programs, folder, plan.order, hours=0.1, log=quiet) as found,
+        recovered(programs, folder, plan.order, hours=0.1, log=quiet) as found,
         connect(found.connection("postgres")) as session,
     ):
         for row in session.execute(query):

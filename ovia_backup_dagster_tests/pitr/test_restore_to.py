@@ -161,7 +161,7 @@ def test_a_dump_and_a_recovery_prove_each_other(history: History, cli: InProcess
             "commit_after_is_not_there",
             "tables_equal_the_dump",
             "large_objects_equal_the_dump",
-            "sequences_not_behind_the_dump",
+            "sequences_of_the_dump",
             "heap_and_indexes_agree",
             "negative_control",
         ),
