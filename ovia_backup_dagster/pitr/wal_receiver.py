@@ -27,13 +27,13 @@ from ovia_backup_dagster.pitr.archive import ClusterArchive, ClusterFacts
 from ovia_backup_dagster.pitr.beacons import BeaconWatch
 from ovia_backup_dagster.pitr.receiver_report import ReceiverReport
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState
+from ovia_backup_dagster.pitr.replication_refusals import diagnose_replication
 from ovia_backup_dagster.pitr.segment_archiving import SegmentArchiver
 from ovia_backup_dagster.pitr.segment_repair import SegmentRepair
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment
 from ovia_backup_dagster.pitr.wal_records import WalReader, require_program
 from ovia_backup_dagster.pitr.wal_source import SourceIdentity, WalSource
 from ovia_backup_dagster.postgres.programs import Programs, start
-from ovia_backup_dagster.postgres.server_language import diagnose_program
 
 #: The receiver's application name, which ``synchronous_standby_names`` may name.
 RECEIVER_APPLICATION = "ovia_wal"
@@ -224,18 +224,21 @@ class WalReceiver:
                 return error
         if not stderr.strip():
             return WalError(what, why=f"pg_receivewal ended with code {code}", fix="ovia-backup wal status")
-        return diagnose_program(stderr, what=what, connection=connection, exit_code=code)
+        return diagnose_replication(stderr, what=what, connection=connection, exit_code=code)
 
     def _begin_again(self, repair: SegmentRepair, why: BackupError) -> None:
         """Archive what was received, and let the next start begin at the slot's position. A hole may remain."""
         archiver, archive = repair.archiver, repair.archive
         self.log(f"{why.account}. Receiving begins again where the slot is")
+        self._archive(repair)
         for segment, path in archive.received().items():
             if path.name.endswith(PARTIAL):
                 archiver.archive_partial(segment)
-            else:
+            elif archive.archived(segment).exists():
                 with as_volume_error(f"cannot remove {path}"):
                     path.unlink()
+            else:
+                repair.set_aside(path)
 
     def _set_future_aside(self, repair: SegmentRepair, identity: SourceIdentity) -> None:
         """Set aside what the server wrote before it was put back, and writes differently now."""

@@ -22,7 +22,7 @@ from ovia_backup_dagster_tests.conftest import admin
 from ovia_backup_dagster_tests.pitr.ground import Ground
 
 PROGRAM = Path(sys.executable).with_name("ovia-backup")
-_SECONDS = 30.0
+_SECONDS = 60.0
 
 
 @dataclass

@@ -107,6 +107,7 @@ def _copied(history: History, base: BaseBackup, tmp_path: Path) -> tuple[History
     return copy, type(base)(copy.archive.base / base.folder.name, base.manifest, base.sha256)
 
 
+@pytest.mark.exhaustive
 def test_a_missing_segment_is_not_jumped_over(history: History, base: BaseBackup, tmp_path: Path) -> None:
     order = history.order(base, "last")
     copy, of = _copied(history, base, tmp_path)
@@ -136,6 +137,7 @@ def test_a_damaged_segment_ends_the_recovery(history: History, base: BaseBackup,
         pass
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_base_backup_is_not_recovered(history: History, base: BaseBackup, tmp_path: Path) -> None:
     copy, of = _copied(history, base, tmp_path)
     [path] = of.folder.glob("base.tar*")
@@ -177,6 +179,7 @@ def test_what_happened_since_the_base_is_replayed(history: History, base: BaseBa
         ground.execute("ROLLBACK PREPARED 'pending'", database="shop")
 
 
+@pytest.mark.exhaustive
 def test_tablespaces_are_recovered_elsewhere(history: History, base: BaseBackup) -> None:
     ground = history.ground
     place = ground.cluster.folder / "space"
