@@ -95,23 +95,13 @@ class SegmentArchiver:
         name, size = archive.name(segment), archive.facts.segment_bytes
         folder = folder or archive.incoming
         path = folder / name
-        header = read_header(path)
-        wrong = [
-            text
-            for text, differs in (
-                (f"it is of cluster {header.system_identifier}", header.system_identifier != archive.system_identifier),
-                (f"it begins at {header.address}", header.address != segment.start(size)),
-                # Where the timeline changes, the first pages are the parent's.
-                (f"it is of timeline {header.timeline}", header.timeline > segment.timeline),
-                (f"its segments have {header.segment_bytes:,} bytes", header.segment_bytes != size),
-                (f"it has {path.stat().st_size:,} bytes", path.stat().st_size != size),
-            )
-            if differs
-        ]
+        wrong = read_header(path).unlike_its_name(segment, archive.system_identifier, size)
+        if not wrong and (found := path.stat().st_size) != size:
+            wrong = f"it has {found:,} bytes"
         if wrong:
             raise SegmentDamagedError(
                 f"WAL segment {name} is not what its name says",
-                why=wrong[0],
+                why=wrong,
                 fix="dmesg | tail; is another program writing into the folder? then: ovia-backup base-backup",
             )
         check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)])

@@ -21,7 +21,7 @@ import zstandard
 
 from ovia_backup_dagster.core.files import TEMPORARY, as_volume_error, reader, removed_on_error, sync_folder
 from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError
-from ovia_backup_dagster.pitr.wal_position import Lsn
+from ovia_backup_dagster.pitr.wal_position import Lsn, Segment
 
 _LEVEL = 1
 _FRAME_HEADER_BYTES = 18
@@ -33,6 +33,8 @@ _BLOCK_BYTES = 1024 * 1024
 #: identifier, sizes of a segment and of a page.
 _HEADER = struct.Struct("<HHIQIIQII")
 _LONG_HEADER = 0x0002
+_CONTINUES_RECORD = 0x0001
+_SHORT_HEADER_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,39 @@ class SegmentHeader:
         address: the position of its first byte.
         system_identifier: the cluster's.
         segment_bytes: the size of the cluster's segments.
+        page_bytes: the size of its pages of WAL.
+        continued: how many bytes follow of a record that began in an earlier segment.
     """
 
     timeline: int
     address: Lsn
     system_identifier: str
     segment_bytes: int
+    page_bytes: int = 8192
+    continued: int = 0
+
+    @property
+    def begins_a_record(self) -> bool:
+        """Whether a record begins in the segment; the largest records fill several segments. pg_waldump needs one."""
+        pages = self.segment_bytes // max(self.page_bytes, 1)
+        return self.continued < self.segment_bytes - _HEADER.size - (pages - 1) * _SHORT_HEADER_BYTES
+
+    def unlike_its_name(self, segment: Segment, system_identifier: str, segment_bytes: int) -> str:
+        """What differs from the segment that its name says; empty if nothing does."""
+        return next(
+            (
+                text
+                for text, differs in (
+                    (f"it is of cluster {self.system_identifier}", self.system_identifier != system_identifier),
+                    (f"it begins at {self.address}", self.address != segment.start(segment_bytes)),
+                    # Where the timeline changes, the first pages are the parent's.
+                    (f"it is of timeline {self.timeline}", self.timeline > segment.timeline),
+                    (f"its segments have {self.segment_bytes:,} bytes", self.segment_bytes != segment_bytes),
+                )
+                if differs
+            ),
+            "",
+        )
 
 
 def read_header(path: Path) -> SegmentHeader:
@@ -70,9 +99,10 @@ def header_in(content: bytes, path: Path) -> SegmentHeader:
         SegmentDamagedError: they are not those of a segment.
     """
     if len(content) >= _HEADER.size:
-        _, info, timeline, address, _, _, identifier, size, _ = _HEADER.unpack_from(content)
+        _, info, timeline, address, remaining, _, identifier, size, page = _HEADER.unpack_from(content)
         if info & _LONG_HEADER:
-            return SegmentHeader(timeline, Lsn(address), str(identifier), size)
+            continued = remaining if info & _CONTINUES_RECORD else 0
+            return SegmentHeader(timeline, Lsn(address), str(identifier), size, page, continued)
     raise SegmentDamagedError(
         f"{path} does not begin like a WAL segment",
         why="the disk altered it, or another program wrote it",
