@@ -13,6 +13,7 @@ from ovia_backup_dagster.cli.invocation import system_from_environment, volume_f
 from ovia_backup_dagster.cli.options import json_option
 from ovia_backup_dagster.cli.output import log, print_json, printable
 from ovia_backup_dagster.cli.wal_timeline import timeline_command
+from ovia_backup_dagster.cli.wal_verify import wal_verify_command
 
 if TYPE_CHECKING:
     from ovia_backup_dagster.pitr.receiver_status import ReceiverStatus
@@ -24,6 +25,7 @@ def wal_group() -> None:
 
 
 wal_group.add_command(timeline_command)
+wal_group.add_command(wal_verify_command)
 
 
 @wal_group.command("receive")
