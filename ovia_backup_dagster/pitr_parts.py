@@ -43,6 +43,19 @@ class PitrParts:
         """How far back any instant is to be recoverable."""
         return timedelta(days=self.system.settings.recovery_window_days)
 
+    def wait_for_wal(self, archive: ClusterArchive, base: str, log: Callable[[str], None]) -> None:
+        """Wait until the WAL of a base backup is here, if it is being received; a minute at most.
+
+        Raises:
+            VolumeError: the volume cannot be read.
+        """
+        from ovia_backup_dagster.pitr.standing_values import PitrPart
+        from ovia_backup_dagster.pitr.wal_arrival import wait_for_wal
+
+        seconds = 60.0 if PitrPart.RECEIVING not in self.standing(datetime.now(UTC)).parts else 0.0
+        if not wait_for_wal(archive, base, seconds):
+            log(f"WAL that base backup {base} needs has not arrived")
+
     @property
     def base_period(self) -> timedelta:
         """The longest time between two base backups by their schedule."""

@@ -4,7 +4,7 @@ Each asset calls one operation and shows its result. Downstream assets find the 
 materialization of ``daily_dump``, never as "the newest file".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -158,14 +158,15 @@ def _chosen(
     if config.backup:
         # A user of the UI must not be able to open arbitrary files of the host.
         return catalog.find(config.backup, now, anywhere=False)
-    made = _made_by(context.instance, context.run, names.key(DAILY_DUMP))
+    made = made_by(context.instance, context.run, names.key(DAILY_DUMP))
     if made is not None:
+        name = str(made["backup"].value)
         try:
-            return catalog.find(made, now)
+            return catalog.find(name, now)
         except BackupNotFoundError as error:
             raise BackupNotFoundError(
                 "the dump of this run is gone",
-                why=f"{made} of run {context.run.run_id} is no longer there; {error.reason}",
+                why=f"{name} of run {context.run.run_id} is no longer there; {error.reason}",
                 fix=f"see the volume: ovia-backup list; then launch {DAILY_BACKUP_JOB} again",
             ) from None
     backup = catalog.find("latest", now)
@@ -173,12 +174,14 @@ def _chosen(
     return backup
 
 
-def _made_by(instance: dg.DagsterInstance, run: dg.DagsterRun | None, dump: dg.AssetKey) -> str | None:
-    """The name of the dump that this run materialized, or else a run that this one re-executes."""
+def made_by(
+    instance: dg.DagsterInstance, run: dg.DagsterRun | None, asset: dg.AssetKey
+) -> Mapping[str, dg.MetadataValue] | None:
+    """What this run materialized of an asset, or else a run that this one re-executes: the metadata."""
     while run is not None:
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
             made = entry.asset_materialization
-            if made is not None and made.asset_key == dump:
-                return str(made.metadata["backup"].value)
+            if made is not None and made.asset_key == asset:
+                return made.metadata
         run = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
     return None

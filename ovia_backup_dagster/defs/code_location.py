@@ -14,6 +14,7 @@ from ovia_backup_dagster.defs.doctor_asset import build_doctor
 from ovia_backup_dagster.defs.drill_asset import build_drill
 from ovia_backup_dagster.defs.jobs import build_asset_jobs
 from ovia_backup_dagster.defs.offsite_assets import build_offsite_assets
+from ovia_backup_dagster.defs.pitr_assets import build_pitr_assets
 from ovia_backup_dagster.defs.pitr_drill_asset import (
     build_pitr_drill,
     build_pitr_drill_job,
@@ -54,6 +55,7 @@ def definitions_of(system: BackupSystem, *, shares_location: bool) -> dg.Definit
         build_doctor(system, names),
         build_drill(system, names),
         *build_offsite_assets(system, names),
+        *build_pitr_assets(system, names),
     ]
     recovery = system.settings.pitr_enabled
     if recovery:

@@ -49,6 +49,8 @@ PITR_DRILL = "pitr_drill"
 
 #: The assets of the daily backup, in order.
 DAILY_CHAIN = (DAILY_DUMP, DUMP_VERIFICATION, WEEKLY_PROMOTION, RETENTION_PRUNING)
+#: The assets of a base backup, in order.
+BASE_CHAIN = (BASE_BACKUP, BASE_BACKUP_VERIFICATION, WAL_ARCHIVE_PRUNING)
 
 #: Names that are unique within a code location: jobs, schedules and the sensor.
 LOCATION_NAMES = (
@@ -73,8 +75,6 @@ LOCATION_NAMES = (
 )
 #: The names of all assets of remotes begin with it.
 _OFFSITE = "offsite_"
-#: The assets of a base backup, in order.
-BASE_CHAIN = (BASE_BACKUP, BASE_BACKUP_VERIFICATION, WAL_ARCHIVE_PRUNING)
 _ASSETS = (*DAILY_CHAIN, *BASE_CHAIN, FRESHNESS_ALERT, RESTORE_DRILL, PITR_DRILL, DOCTOR)
 #: One of these names as a whole word, without a prefix.
 _NAME = re.compile(rf"(?<![\w/])(?:{'|'.join((*LOCATION_NAMES, *_ASSETS))})(?![\w/])")
@@ -147,6 +147,11 @@ class DatabaseNames:
     def restore_pool(self) -> str:
         """The pool of restores: one at a time (the lock in ``restores/`` guarantees it). None waits for a drill."""
         return self._of_volume("restore")
+
+    @property
+    def base_pool(self) -> str:
+        """The pool of base backups: one at a time (a lock of their own guarantees it). A dump may run beside one."""
+        return self._of_volume("base_backup")
 
     def remote_pool(self, remote: str) -> str:
         """The pool of a remote: one run at a time works there (its lock on the volume guarantees it)."""

@@ -20,6 +20,7 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.human_text import duration
 from ovia_backup_dagster.defs.alert_asset import condition
 from ovia_backup_dagster.defs.database_names import (
+    BASE_BACKUP_SCHEDULE,
     DAILY_BACKUP_SCHEDULE,
     DAILY_DUMP,
     FRESHNESS_SENSOR,
@@ -67,7 +68,7 @@ def instance_lines(
     yield from _daemons(instance, settings.deployment_hints)
     run = _newest_run(instance, settings)
     names = names or _names_in(instance, settings, run)
-    yield from _switched_off(instance, names, _location_of(run) if run else None)
+    yield from _switched_off(instance, names, _location_of(run) if run else None, pitr=settings.pitr_enabled)
     yield from _limits(instance, names)
     yield from _shared_keys(instance, names.key(DAILY_DUMP))
     yield from _failed_runs(instance, settings, names)
@@ -137,7 +138,9 @@ def _location_of(run: dg.DagsterRun) -> str | None:
     return origin.repository_origin.code_location_origin.location_name if origin else None
 
 
-def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: str | None) -> Iterator[Observation]:
+def _switched_off(
+    instance: dg.DagsterInstance, names: DatabaseNames, location: str | None, *, pitr: bool
+) -> Iterator[Observation]:
     """Report triggers that are switched off. Another database's location may have triggers of the same names."""
     stopped: dict[str, str] = {}
     for state in instance.all_instigator_state():
@@ -150,6 +153,8 @@ def _switched_off(instance: dg.DagsterInstance, names: DatabaseNames, location: 
         FRESHNESS_SENSOR: "no one is notified when backups fail",
         HISTORY_PRUNING_SCHEDULE: "Dagster's history grows for ever",
     }
+    if pitr:
+        losses[BASE_BACKUP_SCHEDULE] = "no base backup is made automatically, and no WAL is removed"
     for trigger, loss in losses.items():
         name = names.in_location(trigger)
         if name in stopped:

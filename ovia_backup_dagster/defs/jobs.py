@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 
 from ovia_backup_dagster.defs.database_names import (
+    BASE_BACKUP_JOB,
+    BASE_CHAIN,
     DAILY_BACKUP_JOB,
     DAILY_CHAIN,
     DOCTOR,
@@ -18,7 +20,15 @@ from ovia_backup_dagster.defs.database_names import (
     RESTORE_DRILL_JOB,
     DatabaseNames,
 )
-from ovia_backup_dagster.defs.policies import LONG_TAG, OFFSITE_TAG, Priority, database_tags, drill_tags, run_tags
+from ovia_backup_dagster.defs.policies import (
+    LONG_TAG,
+    NO_TIME_LIMIT,
+    OFFSITE_TAG,
+    Priority,
+    database_tags,
+    drill_tags,
+    run_tags,
+)
 from ovia_backup_dagster.settings.model import Settings
 
 
@@ -68,4 +78,15 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
             description="Check the copies on every remote, and read one back from each.",
         )
         jobs.append(verification)
+    if settings.pitr_enabled:
+        bases = dg.define_asset_job(
+            names.in_location(BASE_BACKUP_JOB),
+            selection=dg.AssetSelection.assets(*map(names.key, BASE_CHAIN)),
+            # Without the volume's tag: a dump may run beside. A rate limit may make it last longer than other runs.
+            tags={**database_tags(settings), **NO_TIME_LIMIT, LONG_TAG: "base"},
+            executor_def=dg.in_process_executor,
+            description="Make a base backup, verify it to the last byte, and remove the WAL and the base backups that "
+            "the recovery window no longer needs.",
+        )
+        jobs.append(bases)
     return jobs

@@ -25,7 +25,10 @@ from ovia_backup_dagster.offsite.copying import Copied
 from ovia_backup_dagster.offsite.remote_pruning import RemotePruned
 from ovia_backup_dagster.offsite.remote_record import RemoteRecord
 from ovia_backup_dagster.offsite.remote_verification import RemoteVerified
+from ovia_backup_dagster.pitr.base_manifest import BaseVerdict
+from ovia_backup_dagster.pitr.bases import BaseBackup
 from ovia_backup_dagster.pitr.standing import PitrStanding
+from ovia_backup_dagster.pitr.wal_pruning import PrunedArchive
 from ovia_backup_dagster.postgres.verification import Verified
 from ovia_backup_dagster.restoration import restore_report
 from ovia_backup_dagster.restoration.record import Record
@@ -205,8 +208,73 @@ def of_pitr(pitr: PitrStanding) -> Metadata:
         found["window_from"] = dg.MetadataValue.timestamp(pitr.window.from_time)
         found["window_to"] = dg.MetadataValue.timestamp(pitr.window.to_time)
         found["window_days"] = dg.MetadataValue.float(round((pitr.window.to_time - pitr.window.from_time) / _DAY, 3))
+    if pitr.holes:
+        found["missing_wal"] = of_list(pitr.described_holes)
     if pitr.drilled_at is not None:
         found["drilled_at"] = dg.MetadataValue.timestamp(pitr.drilled_at)
+    return found
+
+
+def of_base(base: BaseBackup) -> Metadata:
+    """``base_backup``: what was made."""
+    made = base.manifest
+    return {
+        "base": dg.MetadataValue.text(base.folder.name),
+        "system_identifier": dg.MetadataValue.text(made.system_identifier),
+        "path": dg.MetadataValue.path(str(base.folder)),
+        "size_bytes": dg.MetadataValue.int(made.size_bytes),
+        "data_bytes": dg.MetadataValue.int(made.data_bytes),
+        "ratio": dg.MetadataValue.float(round(made.size_bytes / max(made.data_bytes, 1), 3)),
+        "seconds": dg.MetadataValue.float(made.seconds),
+        "compression": dg.MetadataValue.text(made.compression),
+        "timeline": dg.MetadataValue.int(made.timeline),
+        "start_lsn": dg.MetadataValue.text(made.start_lsn),
+        "end_lsn": dg.MetadataValue.text(made.end_lsn),
+        "tablespaces": dg.MetadataValue.int(len(made.tablespaces)),
+        "server_version": dg.MetadataValue.text(made.server_version),
+        "client_version": dg.MetadataValue.text(made.client_version),
+        "warnings": dg.MetadataValue.int(len(made.warnings)),
+    }
+
+
+def of_base_verification(base: str, verdict: BaseVerdict) -> Metadata:
+    """``base_backup_verification``: what was read back."""
+    return {
+        "base": dg.MetadataValue.text(base),
+        "files": dg.MetadataValue.int(verdict.files),
+        "decoded_bytes": dg.MetadataValue.int(verdict.bytes),
+        "seconds": dg.MetadataValue.float(verdict.seconds),
+    }
+
+
+def of_wal_pruning(pruned: PrunedArchive) -> Metadata:
+    """``wal_archive_pruning``: the decision about each base backup, with its reason, and the WAL that was removed."""
+    columns = ("base", "verified", "drilled", "decision", "reason")
+    records = [
+        {
+            "base": each.base.name,
+            "verified": "not yet" if each.base.verified is None else "good" if each.base.verified else "bad",
+            "drilled": f"{each.base.drilled_at:%Y-%m-%d}" if each.base.drilled_at else "",
+            "decision": "keep" if each.keep else "remove",
+            "reason": each.reason,
+        }
+        for each in pruned.plan.bases
+    ]
+    kept = sum(each.keep for each in pruned.plan.segments)
+    found: Metadata = {
+        "removed_bases": dg.MetadataValue.int(len(pruned.bases)),
+        "removed_segments": dg.MetadataValue.int(len(pruned.segments)),
+        "kept_segments": dg.MetadataValue.int(kept),
+        "freed_bytes": dg.MetadataValue.int(pruned.freed_bytes),
+        "plan": dg.MetadataValue.table(
+            records=[dg.TableRecord(record) for record in records],
+            schema=dg.TableSchema([dg.TableColumn(name) for name in columns]),
+        ),
+    }
+    if pruned.plan.held:
+        found["on_hold"] = dg.MetadataValue.text(pruned.plan.held)
+    if pruned.in_use:
+        found["in_use"] = of_list(pruned.in_use)
     return found
 
 

@@ -34,6 +34,16 @@ class PruningConfig(dg.Config):
     dry_run: bool = Field(default=False, description="Only show what would be removed, and why.")
 
 
+class BaseChoice(dg.Config):
+    """Which base backup an asset works on."""
+
+    base: str = Field(
+        default="",
+        description="Name of a base backup, such as `2026-11-28_013000`. Empty: the base backup of this run, or the "
+        "newest if this run makes none.",
+    )
+
+
 class HistoryConfig(dg.Config):
     """How to prune Dagster's history."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from ovia_backup_dagster.defs.database_names import (
+    BASE_BACKUP_JOB,
+    BASE_BACKUP_SCHEDULE,
     DAILY_BACKUP_JOB,
     DAILY_BACKUP_SCHEDULE,
     HISTORY_PRUNING_JOB,
@@ -78,6 +80,15 @@ def build_schedules(settings: Settings, names: DatabaseNames) -> list[dg.Schedul
             f"Checks the copies on every remote by OFFSITE_VERIFICATION_SCHEDULE ({weekly}, {zone}).",
         )
         found.append(verification)
+    if settings.pitr_enabled:
+        base = _cron(settings, names, "base_backup_schedule")
+        bases = schedule(
+            BASE_BACKUP_SCHEDULE,
+            BASE_BACKUP_JOB,
+            base,
+            f"Makes a base backup by BASE_BACKUP_SCHEDULE ({base}, {zone}), and removes what it makes superfluous.",
+        )
+        found.append(bases)
     return found
 
 
@@ -98,6 +109,7 @@ _EXAMPLES = {
     "backup_schedule": "0 3 * * *",
     "drill_schedule": "0 5 1 * *",
     "offsite_verification_schedule": "0 7 * * 0",
+    "base_backup_schedule": "30 1 * * 6",
 }
 
 

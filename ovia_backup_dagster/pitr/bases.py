@@ -10,10 +10,10 @@ from typing import Literal, TypeVar
 
 from pydantic import AwareDatetime
 
-from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.errors import BackupNotFoundError, VolumeError
 from ovia_backup_dagster.core.files import as_volume_error, read_small
 from ovia_backup_dagster.core.manifest import Sidecar, parse_sidecar
-from ovia_backup_dagster.pitr.archive import ClusterArchive
+from ovia_backup_dagster.pitr.archive import ClusterArchive, cluster_archives
 from ovia_backup_dagster.pitr.base_manifest import BASE, BASE_VERDICT, BaseManifest, BaseVerdict, read_base_manifest
 
 #: A drill's statement about a base backup. The drill defines what else is in it.
@@ -108,6 +108,28 @@ def read_bases(archive: ClusterArchive) -> Bases:
             incomplete.append(IncompleteBase(folder, error.account))
     complete.sort(key=lambda base: (base.manifest.start, base.folder.name))
     return Bases(tuple(complete), tuple(incomplete))
+
+
+def find_base(root: Path, name: str = "", system_identifier: str | None = None) -> tuple[ClusterArchive, Path]:
+    """A published base backup by its name, as its cluster's archive and its folder.
+
+    Args:
+        root: the backup volume.
+        name: the folder's name; empty for the newest.
+        system_identifier: the cluster to look in; ``None`` for all.
+
+    Raises:
+        BackupNotFoundError: there is none.
+        VolumeError: the volume cannot be read.
+    """
+    archives = [each for each in cluster_archives(root) if system_identifier in (None, each.system_identifier)]
+    found = [(archive, folder) for archive in archives for folder in archive.base_folders()]
+    if name:
+        found = [(archive, folder) for archive, folder in found if folder.name == name]
+    if not found:
+        what = f"there is no base backup {name}" if name else "there is no base backup"
+        raise BackupNotFoundError(what, fix="ovia-backup recovery-window; to make one: ovia-backup base-backup")
+    return max(found, key=lambda each: each[1].name)
 
 
 def read_base(folder: Path) -> BaseBackup:

@@ -73,6 +73,20 @@ class PitrStanding:
         return self.facts.catalog.holes if self.facts.catalog else ()
 
     @property
+    def described_holes(self) -> tuple[str, ...]:
+        """Each hole in words: which WAL is missing, and about when it was written."""
+        if self.facts.catalog is None:
+            return ()
+        size, still = self.facts.catalog.segment_bytes, self.open_holes
+        return tuple(
+            f"between {hole.after.name(size) if hole.after else 'the oldest base backup'} "
+            f"({shown_time(hole.since) if hole.since else 'unknown'}) and {hole.before.name(size)} "
+            f"({shown_time(hole.until) if hole.until else 'unknown'})"
+            + ("" if hole in still else ", and so before the newest base backup")
+            for hole in self.holes
+        )
+
+    @property
     def open_holes(self) -> tuple[Hole, ...]:
         """Those that the newest verified base backup does not make history."""
         return holes_since_base(self.facts.catalog) if self.facts.catalog else ()
