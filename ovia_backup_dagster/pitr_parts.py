@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ovia_backup_dagster.pitr.recovery_plan import RecoveryPlanner
     from ovia_backup_dagster.pitr.relation_names import RelationRecord
     from ovia_backup_dagster.pitr.standing import PitrStanding
+    from ovia_backup_dagster.pitr.wal_pruning import PrunedArchive
     from ovia_backup_dagster.pitr.wal_receiver import WalReceiver
     from ovia_backup_dagster.pitr.wal_source import WalSource
     from ovia_backup_dagster.system import BackupSystem
@@ -242,6 +243,38 @@ class PitrParts:
         from ovia_backup_dagster.pitr.drill_subject import why_no_drill_is_due
 
         return why_no_drill_is_due(self.system.catalog, self.system.drill_max_age, now)
+
+    def prune(self, archive: ClusterArchive, log: Callable[[str], None], *, dry_run: bool = False) -> PrunedArchive:
+        """Remove the base backups and the WAL that RECOVERY_WINDOW_DAYS does not keep, and what stands beside them.
+
+        Args:
+            archive: the cluster's files.
+            log: receives each removal with its reason.
+            dry_run: only say what would be removed.
+
+        Raises:
+            NotVerifiedError: no verified base backup can be recovered, so nothing was removed.
+            LockHeldError: another process prunes.
+            VolumeError: the files cannot be read, or some could not be removed.
+        """
+        from ovia_backup_dagster.pitr.tidying import tidy_up
+        from ovia_backup_dagster.pitr.wal_pruning import PrunedArchive, preview_pruning, prune_archive
+
+        now = datetime.now(UTC)
+        if dry_run:
+            pruned = PrunedArchive(preview_pruning(archive, self.window, now))
+        else:
+            pruned = prune_archive(archive, self.window, now, lambda holder: log(f"waiting for {holder}"))
+            tidy_up(archive, self.window, now, log)
+        for decision in pruned.plan.base_removals:
+            verb = "would remove" if dry_run else "removed"
+            if decision.base.name in pruned.in_use:
+                verb = "could not yet remove, because it is being read,"
+            log(f"{verb} base backup {decision.base.name}: {decision.reason}")
+        if pruned.segments:
+            first, last = (archive.name(segment) for segment in (pruned.segments[0], pruned.segments[-1]))
+            log(f"removed {len(pruned.segments)} WAL segments, from {first} to {last}")
+        return pruned
 
     def anchor(self) -> ExactSnapshots | None:
         """What finds the commit that a dump ends with; ``None`` without point-in-time recovery, or if it cannot now.

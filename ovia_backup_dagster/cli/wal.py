@@ -65,6 +65,24 @@ def wal_status_command(as_json: bool) -> None:
     sys.exit(FAILED if status.troubles or status.is_stale(now) else 0)
 
 
+@wal_group.command("prune")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed, and why.")
+def wal_prune_command(dry_run: bool) -> None:
+    """Remove the base backups and the WAL that RECOVERY_WINDOW_DAYS does not keep. Needs a verified base backup."""
+    from ovia_backup_dagster.core.human_text import human_bytes
+    from ovia_backup_dagster.pitr.archive import cluster_archives
+
+    system = volume_from_environment()
+    for archive in cluster_archives(system.settings.backup_dir):
+        pruned = system.pitr.prune(archive, log, dry_run=dry_run)
+        removed, kept = len(pruned.bases), sum(decision.keep for decision in pruned.plan.bases)
+        freed = human_bytes(pruned.freed_bytes)
+        click.echo(
+            f"cluster {archive.system_identifier}: {removed} base backups and {len(pruned.segments)} segments removed "
+            f"({freed}), {kept} base backups kept"
+        )
+
+
 def _lines(status: ReceiverStatus, now: datetime) -> list[str]:
     from ovia_backup_dagster.core.human_text import duration, human_bytes, seconds
 

@@ -28,7 +28,6 @@ from ovia_backup_dagster.pitr.base_verification import verify_base
 from ovia_backup_dagster.pitr.bases import find_base
 from ovia_backup_dagster.pitr.standing import PitrStanding
 from ovia_backup_dagster.pitr.standing_values import PitrPart
-from ovia_backup_dagster.pitr.wal_pruning import PrunedArchive, preview_pruning, prune_archive
 from ovia_backup_dagster.system import BackupSystem
 
 #: Asset checks.
@@ -137,7 +136,7 @@ def build_pitr_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.Ass
                 # It may have ended moments ago.
                 system.pitr.wait_for_wal(archive, folder.name, context.log.info)
             try:
-                pruned = _prune(archive, system, context, dry_run=config.dry_run)
+                pruned = system.pitr.prune(archive, context.log.info, dry_run=config.dry_run)
             except BackupError as error:
                 problem = error
             standing = system.pitr.standing(datetime.now(UTC))
@@ -168,25 +167,6 @@ def _chosen(
     if not name:
         context.log.info(f"this run made no base backup; working on the newest, {folder.name}")
     return archive, folder
-
-
-def _prune(
-    archive: ClusterArchive, system: BackupSystem, context: dg.AssetExecutionContext, *, dry_run: bool
-) -> PrunedArchive:
-    now, window = datetime.now(UTC), system.pitr.window
-    if dry_run:
-        pruned = PrunedArchive(preview_pruning(archive, window, now))
-    else:
-        pruned = prune_archive(archive, window, now, lambda holder: context.log.info(f"waiting for {holder}"))
-    for decision in pruned.plan.base_removals:
-        verb = "would remove" if dry_run else "removed"
-        if decision.base.name in pruned.in_use:
-            verb = "could not yet remove, because it is being read,"
-        context.log.info(f"{verb} base backup {decision.base.name}: {decision.reason}")
-    if pruned.segments:
-        first, last = (archive.name(segment) for segment in (pruned.segments[0], pruned.segments[-1]))
-        context.log.info(f"removed {len(pruned.segments)} WAL segments, from {first} to {last}")
-    return pruned
 
 
 def _checks(standing: PitrStanding, names: DatabaseNames) -> Iterator[dg.AssetCheckResult]:
