@@ -257,24 +257,9 @@ class PitrParts:
             LockHeldError: another process prunes.
             VolumeError: the files cannot be read, or some could not be removed.
         """
-        from ovia_backup_dagster.pitr.tidying import tidy_up
-        from ovia_backup_dagster.pitr.wal_pruning import PrunedArchive, preview_pruning, prune_archive
+        from ovia_backup_dagster.pitr.tidying import prune_and_tell
 
-        now = datetime.now(UTC)
-        if dry_run:
-            pruned = PrunedArchive(preview_pruning(archive, self.window, now))
-        else:
-            pruned = prune_archive(archive, self.window, now, lambda holder: log(f"waiting for {holder}"))
-            tidy_up(archive, self.window, now, log)
-        for decision in pruned.plan.base_removals:
-            verb = "would remove" if dry_run else "removed"
-            if decision.base.name in pruned.in_use:
-                verb = "could not yet remove, because it is being read,"
-            log(f"{verb} base backup {decision.base.name}: {decision.reason}")
-        if pruned.segments:
-            first, last = (archive.name(segment) for segment in (pruned.segments[0], pruned.segments[-1]))
-            log(f"removed {len(pruned.segments)} WAL segments, from {first} to {last}")
-        return pruned
+        return prune_and_tell(archive, self.window, datetime.now(UTC), log, dry_run=dry_run)
 
     def anchor(self) -> ExactSnapshots | None:
         """What finds the commit that a dump ends with; ``None`` without point-in-time recovery, or if it cannot now.

@@ -55,7 +55,7 @@ def test_a_window_goes_from_the_end_of_its_base_to_the_last_wal() -> None:
     assert catalog.holes == ()
 
 
-def test_without_an_unfinished_segment_the_last_whole_one_ends_it() -> None:
+def test_the_last_whole_segment_may_end_a_window() -> None:
     first = base(2.5)
     found = window(catalog_with(first, whole=segments(1, 2, 3)), first)
 
@@ -138,7 +138,7 @@ def test_the_time_of_a_window_is_never_later_than_known() -> None:
     assert window(none, first).to_time == hour(2.75)
 
 
-def test_a_window_does_not_end_before_it_begins_by_another_clock() -> None:
+def test_another_clock_ends_no_window_before_its_begin() -> None:
     first = base(2.5)
     early = (Unfinished(Segment(1, 3), at(3.5), hour(1)),)
     catalog = RecoveryCatalog(SIZE, segments(1, 2), {1: Timeline(1)}, [first], {}, early)
@@ -222,7 +222,7 @@ def test_wal_after_a_fork_is_a_window_of_its_own() -> None:
     assert [stretch.timeline for stretch in catalog.stretches] == [1, 2]
 
 
-def test_changes_of_an_abandoned_timeline_are_found_only_by_name() -> None:
+def test_an_abandoned_timeline_is_found_only_by_name() -> None:
     first, lost = base(2.5), base(5.1)
     catalog = catalog_with(
         first, lost, whole=segments(1, 2, 3, 4, 5, 6, 7) | segments(2, 4, 5), timelines=[SECOND_AT_4_5]
@@ -312,7 +312,7 @@ def test_a_base_that_is_known_to_be_bad_is_passed_over(verified: bool | None, ch
     assert catalog_with(*bases, whole=segments(1, *range(6))).base_for(at(5)) == bases[chosen]
 
 
-def test_a_base_with_a_hole_after_it_is_passed_over_for_later_targets() -> None:
+def test_a_base_before_a_hole_serves_no_later_target() -> None:
     first, second = base(1.5), base(5.5)
     catalog = catalog_with(first, second, whole=segments(1, 1, 2, 4, 5, 6))
 
