@@ -74,6 +74,7 @@ def test_the_receiver_archives_what_the_server_wrote(ground: Ground, volume: Pat
         archive = ground.archive(volume)
         assert names == [archive.name(segment) for segment in require_no_gap(ground, archive)[-3:]]
         assert status.slot_status == "reserved"
+        assert (status.slot_safe_bytes, status.slot_limit_bytes) == (None, None), "there is no max_slot_wal_keep_size"
         assert status.worst_rpo_seconds is not None
         assert status.worst_rpo_seconds < 10
         # One finished segment waits for its successor, besides the one that is being written.
