@@ -46,6 +46,7 @@ VERBS = {
     "promote": "promote:promote_command",
     "prune": "prune:prune_command",
     "recover": "recover:recover_command",
+    "recovery-window": "recovery_window:recovery_window_command",
     "release": "keep:release_command",
     "restore": "restore:restore_command",
     "status": "status:status_command",

@@ -52,7 +52,7 @@ def _summary(found: ArchiveVerification) -> str:
     read = f"{found.segments:,} segments ({human_bytes(found.wal_bytes)} of WAL) read"
     if found.records:
         read += " and decoded"
-    wrong = f"{len(found.findings)} findings" if found.findings else "nothing is missing or damaged"
+    wrong = f"findings: {len(found.findings)}" if found.findings else "nothing is missing or damaged"
     return f"cluster {found.archive.system_identifier}: {read}, {found.bases} base backups: {wrong}"
 
 

@@ -284,7 +284,7 @@ class RecoveryCatalog:
         before, after = _nearest(target, windows)
         shown = str(target) if isinstance(target, Lsn) else shown_time(target)
         if not windows:
-            why = self._why_no_window(timeline)
+            why = self.why_no_window(timeline)
         elif before is None:
             why = f"it is before the recovery window, which begins at {after}"
         else:
@@ -301,7 +301,8 @@ class RecoveryCatalog:
             fix=f"choose {near}, or see ovia-backup recovery-window" if near else "ovia-backup recovery-window",
         )
 
-    def _why_no_window(self, timeline: int | None) -> str:
+    def why_no_window(self, timeline: int | None = None) -> str:
+        """Why nothing can be recovered along a timeline (default: the newest), if that is so."""
         if not self.bases:
             return "there is no base backup"
         if not self.good_bases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.base_manifest import BASE
 from ovia_backup_dagster.pitr.recovery_windows import read_state, read_states
 from ovia_backup_dagster.pitr.wal_chain import Unfinished
-from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment, Timeline
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
+from ovia_backup_dagster_tests.conftest import admin
+from ovia_backup_dagster_tests.faults.harness import until
 from ovia_backup_dagster_tests.pitr.archives import (
     SIZE,
     archive_on,
@@ -28,6 +31,7 @@ from ovia_backup_dagster_tests.pitr.archives import (
     put_unfinished,
     segment_content,
 )
+from ovia_backup_dagster_tests.pitr.ground import ground_on
 
 
 @pytest.fixture
@@ -100,6 +104,33 @@ def test_the_end_of_what_was_received_is_found(archive: ClusterArchive, written:
         (found,) = read_state(archive).catalog.unfinished
         assert found.until.bytes == 2 * SIZE + (written + 7) // 8 * 8
         path.unlink()
+
+
+def test_the_end_of_what_a_server_sent_is_its_own_position(full_bin_dir: Path, tmp_path: Path) -> None:
+    with ground_on(full_bin_dir) as ground, admin(ground.cluster) as session:
+        archive, server = ground.archive(tmp_path / "volume"), ground.connection
+
+        def is_exact() -> bool:
+            (position,) = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone() or ("0/0",)
+            parts = read_state(archive).catalog.unfinished
+            return [part.until for part in parts] == [Lsn.parse(str(position))]
+
+        command = (
+            ground.programs.path("pg_receivewal"),
+            f"--directory={archive.incoming}",
+            "--synchronous",
+            "--no-loop",
+        )
+        variables = {**os.environ, **server.environment()}
+        receiver = subprocess.Popen((*command, f"--dbname={server.conninfo()}"), env=variables)
+        try:
+            session.execute("CREATE TABLE t AS SELECT 1 AS a")
+            for rows in (1, 10, 200, 1000):
+                session.execute("INSERT INTO t SELECT generate_series(1, %s)", [rows])
+                until(is_exact)
+        finally:
+            receiver.kill()
+            receiver.wait()
 
 
 def test_the_unfinished_segment_of_an_old_timeline_counts(archive: ClusterArchive) -> None:

@@ -366,7 +366,7 @@ def test_the_command_says_what_it_found(real: Real) -> None:
     bad = cli("wal", "verify")
     assert bad.returncode == 1
     assert bad.stdout.splitlines()[0] == f"{real.name(1)}: missing between {real.name(0)} and {real.name(2)}"
-    assert bad.stdout.splitlines()[1].endswith("0 base backups: 1 findings")
+    assert bad.stdout.splitlines()[1].endswith("0 base backups: findings: 1")
     assert "Next: ovia-backup recovery-window" in bad.stderr
     code, data = cli.json("wal", "verify")
     assert (code, data[0]["segments"], data[0]["findings"][0]["name"]) == (1, 4, real.name(1))
