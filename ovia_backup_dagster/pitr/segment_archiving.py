@@ -1,8 +1,8 @@
 """Moves finished segments from ``incoming`` to the archive: checked, compressed, published, in order.
 
 A segment is archived if its header says what its name says, every record in it has its checksum, and the records
-continue those of the segment before. For the last, the segment that was archived last stays in ``incoming`` until its
-successor has been checked. ``wal_receiver`` decides when.
+continue those of the segment before. For the last, the segments that were archived last stay in ``incoming``, from one on
+in which a record begins, until their successor has been checked. ``wal_receiver`` decides when.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ from ovia_backup_dagster.core.files import (
 )
 from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError
 from ovia_backup_dagster.pitr.archive import COMPRESSED, ClusterArchive
-from ovia_backup_dagster.pitr.segment_files import compress, has_begun, read_header, sha256_of_content
+from ovia_backup_dagster.pitr.segment_files import (
+    compress,
+    first_record_ends_later,
+    has_begun,
+    read_header,
+    sha256_of_content,
+)
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment, parse_history_name
-from ovia_backup_dagster.pitr.wal_records import check_records
+from ovia_backup_dagster.pitr.wal_records import NO_RECORD, check_records
 from ovia_backup_dagster.postgres.programs import Programs
 
 
@@ -50,7 +56,8 @@ class SegmentArchiver:
             VolumeError: the volume refused, or is full.
         """
         self._archive_histories()
-        previous: Segment | None = None
+        # What is already archived, back to the last segment in which a record begins.
+        tail: list[Segment] = []
         received = self.archive.received()
         newest = max(received, default=None)
         for segment, path in received.items():
@@ -59,16 +66,23 @@ class SegmentArchiver:
                 if newest is not None and segment < newest:
                     self.archive_partial(segment)
                 continue
+            if tail and not _follows(tail[-1], segment):
+                self._drop(tail)
             if segment not in self._known and not self._is_archived(segment):
-                follows = previous is not None and _follows(previous, segment)
-                self.check(segment, *((previous,) if follows and previous is not None else ()))
+                self.check(segment, *tail)
                 compress(path, self.archive.archived(segment))
                 yield segment
-            if previous is not None:
-                unlink(self.archive.incoming / self.archive.name(previous))
-                self._known.discard(previous)
+            if read_header(path).begins_a_record:
+                self._drop(tail)
             self._known.add(segment)
-            previous = segment
+            tail.append(segment)
+
+    def _drop(self, tail: list[Segment]) -> None:
+        """Remove archived segments from ``incoming``: their records are checked to the end."""
+        for segment in tail:
+            unlink(self.archive.incoming / self.archive.name(segment))
+            self._known.discard(segment)
+        tail.clear()
 
     def first_unarchived(self) -> Segment | None:
         """The finished segment in ``incoming`` that :meth:`archive_finished` would archive next.
@@ -84,7 +98,7 @@ class SegmentArchiver:
 
         Args:
             segment: the segment.
-            before: the segment before it, if it is still there.
+            before: the segments before it, from one on in which a record begins, if they are still there.
             folder: where it is; ``None`` for ``incoming``.
 
         Raises:
@@ -104,7 +118,15 @@ class SegmentArchiver:
                 why=wrong,
                 fix="dmesg | tail; is another program writing into the folder? then: ovia-backup base-backup",
             )
-        check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)])
+        try:
+            check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)])
+        except SegmentDamagedError as error:
+            # The largest records fill several segments: this one is checked with the segment in which it ends.
+            chain = (*before, segment)
+            if not NO_RECORD.search(error.said) or not first_record_ends_later(
+                folder / archive.name(chain[0]), len(chain)
+            ):
+                raise
 
     def archive_partial(self, segment: Segment) -> None:
         """Archive a segment that will not be finished, with the records that it has: ``NAME.partial.zst``.

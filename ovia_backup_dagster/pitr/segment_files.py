@@ -34,6 +34,8 @@ _BLOCK_BYTES = 1024 * 1024
 _HEADER = struct.Struct("<HHIQIIQII")
 _LONG_HEADER = 0x0002
 _CONTINUES_RECORD = 0x0001
+#: Records begin at multiples of this.
+_ALIGNMENT = 8
 _SHORT_HEADER_BYTES = 24
 
 
@@ -62,6 +64,18 @@ class SegmentHeader:
         """Whether a record begins in the segment; the largest records fill several segments. pg_waldump needs one."""
         pages = self.segment_bytes // max(self.page_bytes, 1)
         return self.continued < self.segment_bytes - _HEADER.size - (pages - 1) * _SHORT_HEADER_BYTES
+
+    @property
+    def first_record(self) -> int:
+        """Where the first record begins that begins in the segment, in bytes from its start."""
+        offset, left, room = _HEADER.size, self.continued, self.page_bytes - _HEADER.size
+        while left > room:
+            left -= room
+            offset += room + _SHORT_HEADER_BYTES
+            room = self.page_bytes - _SHORT_HEADER_BYTES
+        end = offset + left
+        aligned = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return aligned + _SHORT_HEADER_BYTES if aligned % self.page_bytes == 0 else aligned
 
     def unlike_its_name(self, segment: Segment, system_identifier: str, segment_bytes: int) -> str:
         """What differs from the segment that its name says; empty if nothing does."""
@@ -108,6 +122,26 @@ def header_in(content: bytes, path: Path) -> SegmentHeader:
         why="the disk altered it, or another program wrote it",
         fix=f"ls -l {path}; dmesg | tail",
     )
+
+
+def first_record_ends_later(path: Path, segments: int) -> bool:
+    """Whether the first record that begins in a segment is longer than this segment and those after it.
+
+    Args:
+        path: the segment's file.
+        segments: how many segments there are, this one included.
+
+    Raises:
+        SegmentDamagedError: the file does not begin like a segment.
+        FileNotFoundError, VolumeError: it cannot be read.
+    """
+    header = read_header(path)
+    begin = header.first_record
+    with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
+        file.seek(begin)
+        (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
+    room = segments * header.segment_bytes - begin
+    return bool(length > room - room // header.page_bytes * _SHORT_HEADER_BYTES)
 
 
 def has_begun(path: Path) -> bool:

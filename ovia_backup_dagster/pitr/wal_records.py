@@ -41,7 +41,7 @@ _END = re.compile(
 )
 
 #: pg_waldump found no record from the start on.
-_NOTHING_FOUND = re.compile(r"could not find a valid record after")
+NO_RECORD = re.compile(r"could not find a valid record after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ class WalReader:
                     yield match
             code = child.wait()
             stderr = child.stderr
-        if _NOTHING_FOUND.search(stderr) and start.bytes % self.archive.facts.segment_bytes:
+        if NO_RECORD.search(stderr) and start.bytes % self.archive.facts.segment_bytes:
             return False
         if code != 0 and not (ends_early and _END.search(stderr)):
             name = self.archive.name(segments[0])

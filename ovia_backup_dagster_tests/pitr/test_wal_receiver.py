@@ -14,8 +14,11 @@ from random import Random
 import psycopg
 import pytest
 
+from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError
 from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus
+from ovia_backup_dagster.pitr.segment_archiving import SegmentArchiver
+from ovia_backup_dagster.pitr.segment_files import read_header
 from ovia_backup_dagster.pitr.segment_repair import SET_ASIDE
 from ovia_backup_dagster.pitr.wal_position import Segment
 from ovia_backup_dagster_tests.conftest import admin, free_port
@@ -524,3 +527,32 @@ def test_wal_level_minimal_is_refused_by_name(own: Ground, tmp_path: Path) -> No
     with receiver(own, volume) as running:
         status = running.until(troubled("WalError"))
         assert "wal_level is minimal" in status.troubles[0].account
+
+
+def test_a_record_of_many_segments_is_archived(ground: Ground, volume: Path) -> None:
+    """It begins at a segment's start, so that the segment has no whole record."""
+    with receiver(ground, volume) as running:
+        running.until_safe()
+        switch(ground)
+        with admin(ground.cluster) as session:
+            session.execute("SELECT pg_switch_wal()")
+            session.execute("SELECT pg_logical_emit_message(false, 'large', repeat('x', 40 * 1024 * 1024))")
+        name = switch(ground)
+        running.until(lambda status: status.archived == name)
+        running.until_safe()
+        log = running.log.read_text()
+    archive = ground.archive(volume)
+    require_no_gap(ground, archive)
+    assert not (archive.folder / SET_ASIDE).exists(), log
+
+
+def test_a_damaged_first_record_is_noticed(ground: Ground, volume: Path) -> None:
+    with _unarchived(ground, volume) as (archive, path):
+        _flip(path, read_header(path).first_record + 10)
+        for other in archive.incoming.glob("*"):
+            if other != path:
+                other.unlink()
+        segment = Segment.parse(path.name)
+        assert segment is not None
+        with pytest.raises(SegmentDamagedError, match="checksum"):
+            SegmentArchiver(archive, ground.programs).check(segment)
