@@ -1,8 +1,8 @@
 """Moves finished segments from ``incoming`` to the archive: checked, compressed, published, in order.
 
 A segment is archived if its header says what its name says, every record in it has its checksum, and the records
-continue those of the segment before. For the last, the segments that were archived last stay in ``incoming``, from one on
-in which a record begins, until their successor has been checked. ``wal_receiver`` decides when.
+continue those of the segment before. For the last, the segments that were archived last stay in ``incoming``, from one
+on in which a record begins, until their successor has been checked. ``wal_receiver`` decides when.
 """
 
 from __future__ import annotations
