@@ -98,7 +98,8 @@ def test_a_receiver_that_works_and_a_good_base_are_no_trouble() -> None:
     )
     assert (found.rpo_seconds, found.worst_rpo_seconds) == (8.0, 21.0)
     assert found.newest is found.verified is not None
-    assert (found.holes, found.open_holes, found.parts) == ((), (), ())
+    assert (found.holes, found.open_holes, found.described_holes, found.parts) == ((), (), (), ())
+    assert judged(catalog=None).described_holes == ()
     assert found.drilled_at is not None
 
 
@@ -264,6 +265,10 @@ def test_a_hole_before_the_newest_verified_base_is_history(start: float) -> None
     whole = segments(1, *range(10, 20), *range(22, 48))
     found = judged(catalog=catalog(base(10.5, drilled=True), base(start), whole=whole))
     assert (found.troubles, len(found.holes), found.open_holes) == ((), 1, ())
+    assert found.described_holes == (
+        "between 000000010000000000000013 (2026-11-01 20:00:00 UTC) and 000000010000000000000016 (2026-11-01 23:00:00 "
+        "UTC), and so before the newest base backup",
+    )
 
 
 def test_a_hole_before_an_unverified_base_is_still_told() -> None:
@@ -291,6 +296,8 @@ def test_wal_that_has_not_arrived_yet_is_no_hole() -> None:
 def test_several_holes_are_one_trouble() -> None:
     found = judged(catalog=catalog(whole=segments(1, *range(10, 20), 23, *range(26, 30), *range(33, 48))))
     the(found, "and there are 2 more holes")
+    assert len(found.described_holes) == 3
+    assert not [text for text in found.described_holes if "newest base backup" in text]
 
 
 def test_a_promotion_that_was_followed_is_no_trouble() -> None:
