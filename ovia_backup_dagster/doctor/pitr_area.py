@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ovia_backup_dagster.core.errors import BackupError, VolumeError
-from ovia_backup_dagster.core.human_text import human_bytes
+from ovia_backup_dagster.core.human_text import duration, human_bytes
 from ovia_backup_dagster.doctor.report import Area, Observation, Severity, fail, failed, from_answer, ok, warn
 from ovia_backup_dagster.doctor.server_area import psql_command
 from ovia_backup_dagster.health.condition import about_pitr
 from ovia_backup_dagster.pitr.replication_refusals import require_replication
+from ovia_backup_dagster.pitr.room_forecast import needed_room
 from ovia_backup_dagster.pitr.standing import PitrStanding
 from ovia_backup_dagster.pitr.wal_receiver import RECEIVER_APPLICATION
 from ovia_backup_dagster.postgres.quoting import sql_identifier
@@ -265,21 +266,19 @@ def _volume(system: BackupSystem, server: _Server | None) -> Iterator[Observatio
 
 
 def _room(system: BackupSystem, standing: PitrStanding, server: _Server, free: int) -> Observation:
-    """Whether the volume can hold the window: WAL until the base backup after it, and two base backups at a time."""
+    """Whether the volume can hold the window: estimated from the server, until base backups and WAL can be measured."""
     base = standing.newest.size_bytes if standing.newest else server.facts["database_bytes"] * _RATIO
-    measured = standing.facts.wal_bytes_per_day
-    per_day = measured or (server.wal_bytes_per_day or 0) * _RATIO
-    days = (system.pitr.window + system.pitr.base_period) / _DAY
-    needed = 2 * base + per_day * days
-    left = needed - standing.facts.stored_bytes
-    known = f"{human_bytes(per_day)} of WAL a day" if per_day else "an unknown amount of WAL a day"
+    per_day = standing.facts.wal_bytes_per_day or (server.wal_bytes_per_day or 0) * _RATIO
+    window = system.pitr.window
+    needed = needed_room(base, per_day, window, system.pitr.base_period)
+    known = f"{human_bytes(per_day)} of WAL a day" if per_day else "an unknown amount of WAL"
     text = (
-        f"{human_bytes(free)} free; {days:.0f} days of WAL and two base backups need about {human_bytes(needed)} "
-        f"({known}, {human_bytes(base)} a base backup)"
+        f"{human_bytes(free)} free; a window of {duration(window)} needs up to {human_bytes(needed)} "
+        f"({human_bytes(base)} a base backup, {known})"
     )
     fix = "enlarge the volume, or lower RECOVERY_WINDOW_DAYS, or make base backups more often: BASE_BACKUP_SCHEDULE"
     if free < base and standing.newest is None:
         return fail(Area.PITR, f"no room for a base backup: {text}", fix)
-    if free < left:
-        return warn(Area.PITR, f"the volume may become full within the recovery window: {text}", fix)
+    if free < needed - standing.facts.stored_bytes:
+        return warn(Area.PITR, f"the volume will become full within the recovery window: {text}", fix)
     return ok(Area.PITR, text)

@@ -37,6 +37,21 @@ class RoomForecast:
         return None if self.needed_bytes is None else self.needed_bytes <= self.stored_bytes + self.free_bytes
 
 
+def needed_room(base_bytes: float, wal_bytes_per_day: float, window: timedelta, base_period: timedelta) -> int:
+    """How many bytes WAL and base backups take together at most.
+
+    The oldest base that is kept may be older than the window by the time between two bases, and so may its WAL.
+
+    Args:
+        base_bytes: the size of a base backup.
+        wal_bytes_per_day: how much the archive grows.
+        window: how far back any instant is to be recoverable.
+        base_period: the longest time between two base backups.
+    """
+    bases = math.ceil(window / base_period) + _MORE_BASES
+    return math.ceil(bases * base_bytes + wal_bytes_per_day * ((window + base_period) / _DAY))
+
+
 def forecast_room(
     catalog: RecoveryCatalog,
     *,
@@ -46,9 +61,7 @@ def forecast_room(
     stored_bytes: int,
     free_bytes: int,
 ) -> RoomForecast:
-    """What the window will need once it is full.
-
-    The oldest base that is kept may be older than the window by the time between two bases, and so may its WAL.
+    """What the window will need once it is full, if enough is known.
 
     Args:
         catalog: whose newest base backup says how large the next will be.
@@ -59,6 +72,5 @@ def forecast_room(
     needed = None
     if catalog.good_bases and wal_bytes_per_day:
         newest = max(catalog.good_bases, key=lambda base: base.started_at)
-        bases = math.ceil(window / base_period) + _MORE_BASES
-        needed = math.ceil(bases * newest.size_bytes + wal_bytes_per_day * ((window + base_period) / _DAY))
+        needed = needed_room(newest.size_bytes, wal_bytes_per_day, window, base_period)
     return RoomForecast(window, wal_bytes_per_day, needed, stored_bytes, free_bytes)

@@ -81,16 +81,16 @@ def test_databases_merge_with_other_definitions(count: int) -> None:
     assert dict(defs.resources or {}) == {"backups": "theirs"}
     triggers = [str(trigger.name) for trigger in [*(defs.schedules or []), *(defs.sensors or [])]]
     names = [*(job.name for job in jobs_of(defs)), *triggers]
-    # Without a remote there is nothing to verify on one.
-    ours = [name for name in LOCATION_NAMES if not name.startswith("offsite_")]
+    # There is no remote, and point-in-time recovery is off.
+    ours = [name for name in LOCATION_NAMES if not name.startswith(("offsite_", "base_backup_", "pitr_"))]
     assert len(set(names)) == len(names) == count * len(ours) + 1
     # Our jobs are already in their own process, and keep their executor whatever the others' is.
     assert {job.name for job in jobs_of(defs) if job.executor_def is not dg.in_process_executor} == {"restore_job"}
 
 
 def test_every_name_is_prefixed() -> None:
-    plain = build_defs(load(HOST))
-    ours = build_defs(load(HOST), prefix="orders")
+    plain = build_defs(load({**HOST, "PITR_ENABLED": "true"}))
+    ours = build_defs(load({**HOST, "PITR_ENABLED": "true"}), prefix="orders")
     for kind, names in names_of(plain).items():
         if kind == "pools":
             continue
@@ -111,7 +111,7 @@ def test_every_name_is_prefixed() -> None:
 
 def test_no_description_names_an_unprefixed_definition() -> None:
     """People would look in vain for a name that no definition has."""
-    ours = build_defs(load(HOST), prefix="orders")
+    ours = build_defs(load({**HOST, "PITR_ENABLED": "true"}), prefix="orders")
     texts = [spec.description or "" for spec in ours.resolve_all_asset_specs()]
     texts += [str(each.description) for each in (*jobs_of(ours), *(ours.schedules or []), *(ours.sensors or []))]
     for job in jobs_of(ours):

@@ -98,8 +98,8 @@ def test_a_server_that_is_ready_lacks_only_the_receiver(ground: Ground, folder: 
     the(lines, "the receiver will make slot ovia_backup: 0 of 2 slots are in use")
     the(lines, "commits do not wait for the receiver")
     the(lines, "pg_receivewal 16.15, pg_basebackup 16.15, pg_waldump 16.15")
-    room = the(lines, "14 days of WAL and two base backups need about")
-    assert "an unknown amount of WAL a day" in room.text
+    room = the(lines, "a window of 7 d needs up to")
+    assert room.text.endswith("a base backup, an unknown amount of WAL)")
     # Not a failure: the doctor runs before the receiver is started.
     line = the(lines, "no WAL receiver ever ran on this volume")
     assert (line.level, "ovia-backup wal receive" in line.fix) == (Severity.WARN, True)
@@ -288,12 +288,12 @@ def test_a_volume_without_room_for_a_base_backup_fails(ground: Ground, tmp_path:
 
 
 def test_a_volume_without_room_for_the_window_is_a_warning(ground: Ground, tmp_path: Path) -> None:
-    """Two base backups at a time: one before the window, and the next."""
+    """Beside a base backup within it, there is one before it, and one that is being made."""
     with admin(ground.cluster) as session:
         row = session.execute("SELECT sum(pg_database_size(oid))::bigint FROM pg_database").fetchone()
     assert row is not None
     with tmpfs(tmp_path / "small", int(str(row[0])) * 3 // 4):
-        line = the(look(ground, tmp_path / "small"), "may become full within the recovery window")
+        line = the(look(ground, tmp_path / "small"), "will become full within the recovery window")
     assert line.level is Severity.WARN
 
 
