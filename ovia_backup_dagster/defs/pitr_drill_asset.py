@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from ovia_backup_dagster.core.errors import BackupError, DrillError
+from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.defs.database_names import (
     BASE_BACKUP_VERIFICATION,
     DUMP_VERIFICATION,
@@ -57,9 +57,9 @@ def build_pitr_drill(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDef
         if evidence.passed:
             yield dg.MaterializeResult(metadata=_metadata(evidence))
         yield from _check_results(evidence)
-        if not evidence.passed:
+        if evidence.trouble is not None:
             with errors_as_failures(context, system, names.in_words):
-                raise failure_of(evidence)
+                raise evidence.trouble
 
     return pitr_drill
 
@@ -94,15 +94,6 @@ def build_pitr_drill_schedule(system: BackupSystem, names: DatabaseNames) -> dg.
         execution_fn=evaluate,
         description="Every day, launches a drill of point-in-time recovery if the newest base backup has not passed "
         f"one, or not for {system.settings.drill_max_age_days:g} days (DRILL_MAX_AGE_DAYS).",
-    )
-
-
-def failure_of(evidence: RecoveryEvidence) -> DrillError:
-    """The error of a drill that did not pass."""
-    return DrillError(
-        f"base backup {evidence.base} is not proven by {evidence.dump}",
-        why="; ".join((*evidence.failures(), *filter(None, [evidence.wrong]))),
-        fix=evidence.fix or "ovia-backup recovery-window; ovia-backup wal verify; ovia-backup pitr-drill",
     )
 
 

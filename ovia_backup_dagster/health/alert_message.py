@@ -14,6 +14,7 @@ from ovia_backup_dagster.core.backup import Backup
 from ovia_backup_dagster.core.errors import (
     BackupError,
     DiskFullError,
+    DrillError,
     DrillOverdueError,
     JournalError,
     StalledVolumeError,
@@ -51,6 +52,7 @@ _PITR: tuple[tuple[type[BackupError], str], ...] = (
     (WalGapError, "WAL is missing"),
     (BaseBackupOverdueError, "a base backup is missing, old or not proven"),
     (BaseBackupError, "a base backup is bad"),
+    (DrillError, "the drill of point-in-time recovery failed"),
     (DiskFullError, "the backup volume is full, or will be"),
 )
 _NOT_FRESH = {

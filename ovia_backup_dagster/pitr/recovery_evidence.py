@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime
 
+from ovia_backup_dagster.core.errors import DrillError
 from ovia_backup_dagster.core.manifest import Sidecar
 
 #: The folder of the evidence, in the cluster's.
@@ -102,6 +103,17 @@ class RecoveryEvidence(Sidecar):
         """How long the replay of 1 GB of WAL took; ``None`` if too little was replayed to say."""
         replay = self.phases.get("replay")
         return replay / (self.wal_bytes / 1e9) if replay and self.wal_bytes > 1e8 else None
+
+    @property
+    def trouble(self) -> DrillError | None:
+        """The error to report; ``None`` if the drill passed."""
+        if self.passed:
+            return None
+        return DrillError(
+            f"base backup {self.base} is not proven by {self.dump}",
+            why="; ".join((*self.failures(), *filter(None, [self.wrong]))),
+            fix=self.fix or "ovia-backup recovery-window; ovia-backup wal verify; ovia-backup pitr-drill",
+        )
 
     def failures(self) -> Iterator[str]:
         """Why it did not pass."""

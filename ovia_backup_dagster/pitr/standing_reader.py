@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from ovia_backup_dagster.core.files import as_volume_error
+from ovia_backup_dagster.core.errors import VolumeError
+from ovia_backup_dagster.core.files import as_volume_error, exists, read_small
+from ovia_backup_dagster.core.manifest import parse_sidecar
+from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.receiver_status import read_status
+from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryEvidence
 from ovia_backup_dagster.pitr.recovery_windows import ClusterState, StoredWal, read_states
 from ovia_backup_dagster.pitr.standing_values import PitrFacts
 
@@ -43,8 +49,24 @@ def read_facts(root: Path, now: datetime) -> PitrFacts:
         unusable=tuple((each.folder.name, each.why) for each in state.incomplete),
         others=_with_bases(other for other in states if other is not state),
         wal_bytes_per_day=wal_bytes_per_day(state.archived.values(), now),
+        last_drill=last_drill(state.archive),
         stored_bytes=state.archived_bytes + sum(base.size_bytes for base in state.catalog.bases),
     )
+
+
+def last_drill(archive: ClusterArchive) -> RecoveryEvidence | None:
+    """The evidence of the newest drill that can be read.
+
+    Raises:
+        VolumeError: the folder cannot be read.
+    """
+    folder = archive.folder / DRILLS
+    with as_volume_error(f"cannot read {folder}"):
+        names = os.listdir(folder) if exists(folder) else []
+    for path in (folder / name for name in sorted(names, reverse=True) if name.endswith(".json") and name[0] != "."):
+        with contextlib.suppress(VolumeError, FileNotFoundError), as_volume_error(f"cannot read {path}"):
+            return parse_sidecar(RecoveryEvidence, read_small(path), str(path))
+    return None
 
 
 def wal_bytes_per_day(archived: Iterable[StoredWal], now: datetime) -> float:

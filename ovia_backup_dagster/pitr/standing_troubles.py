@@ -260,6 +260,7 @@ def base_troubles(facts: PitrFacts, limits: PitrLimits, newest: Base | None, now
         or _bad(catalog, newest)
         or _unverified(newest, now)
         or _unusable(facts)
+        or (facts.last_drill.trouble if facts.last_drill else None)
         or _undrilled(facts, catalog, limits, now)
     )
     if error is not None:

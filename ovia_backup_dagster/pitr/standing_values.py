@@ -9,6 +9,7 @@ from enum import StrEnum
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.pitr.receiver_status import ReceiverStatus
 from ovia_backup_dagster.pitr.recovery_catalog import RecoveryCatalog
+from ovia_backup_dagster.pitr.recovery_evidence import RecoveryEvidence
 
 
 class PitrPart(StrEnum):
@@ -66,6 +67,7 @@ class PitrFacts:
         others: other clusters that have base backups.
         wal_bytes_per_day: how much the archive grows; 0 if unknown.
         stored_bytes: what its WAL and base backups take now.
+        last_drill: the evidence of the newest drill of a base backup; ``None`` before the first.
     """
 
     status: ReceiverStatus | None
@@ -77,3 +79,4 @@ class PitrFacts:
     others: tuple[str, ...] = ()
     wal_bytes_per_day: float = 0.0
     stored_bytes: int = 0
+    last_drill: RecoveryEvidence | None = None

@@ -12,6 +12,7 @@ import pytest
 from ovia_backup_dagster.core import errors, pitr_errors
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, ReceiverTrouble
 from ovia_backup_dagster.pitr.recovery_catalog import RecoveryCatalog
+from ovia_backup_dagster.pitr.recovery_evidence import RecoveryCheck, RecoveryEvidence, RecoveryFinding
 from ovia_backup_dagster.pitr.standing import PitrStanding, judge_pitr
 from ovia_backup_dagster.pitr.standing_values import PitrFacts, PitrLimits, PitrPart
 from ovia_backup_dagster_tests.pitr.archives import SIZE, base, catalog_with, forked, hour, segments
@@ -400,6 +401,38 @@ def test_a_drill_long_ago_is_told() -> None:
     assert old(drilled.drilled_at + 35 * DAY, drilled, recent).troubles == ()
     error = the(old(drilled.drilled_at + 35 * DAY + MINUTE, drilled, recent), "the last drill of a base backup that ")
     assert "was 35 d ago" in error.what
+
+
+def evidence(*, passed: bool, **changes: object) -> RecoveryEvidence:
+    found = RecoveryEvidence(
+        started_at=NOW - DAY,
+        finished_at=NOW - DAY,
+        passed=passed,
+        database="ovia",
+        base="2026-11-01_103000",
+        base_sha256="a",
+        dump="ovia_daily_2026-11-02_030000.dump",
+        dump_sha256="b",
+        timeline=1,
+        lsn="0/1",
+        committed_at=NOW - DAY,
+        wal_bytes=1,
+        phases={},
+        findings=(RecoveryFinding(check=RecoveryCheck.TABLES, passed=passed, text="public.people differs"),),
+        launched_by="a test",
+        made_by="a test",
+    )
+    return found.model_copy(update=changes)
+
+
+def test_a_drill_that_failed_is_told_until_one_passes() -> None:
+    failed = evidence(passed=False, wrong="the dump is damaged")
+    found = judged(last_drill=failed)
+    error = the(found, "base backup 2026-11-01_103000 is not proven by ovia_daily_2026-11-02_030000.dump")
+    assert isinstance(error, errors.DrillError)
+    assert "public.people differs; the dump is damaged" in error.why
+    assert (found.urgent, found.parts) == (False, (PitrPart.BASES,))
+    assert judged(last_drill=evidence(passed=True)).troubles == ()
 
 
 def test_a_base_backup_that_cannot_be_read_is_told() -> None:

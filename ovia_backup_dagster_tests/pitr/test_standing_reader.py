@@ -9,8 +9,9 @@ import pytest
 
 from ovia_backup_dagster.core.errors import VolumeError
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, write_status
+from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryEvidence
 from ovia_backup_dagster.pitr.recovery_windows import StoredWal
-from ovia_backup_dagster.pitr.standing_reader import read_facts, wal_bytes_per_day
+from ovia_backup_dagster.pitr.standing_reader import last_drill, read_facts, wal_bytes_per_day
 from ovia_backup_dagster.pitr.wal_arrival import wait_for_wal
 from ovia_backup_dagster.pitr.wal_position import Segment
 from ovia_backup_dagster_tests.pitr.archives import (
@@ -80,6 +81,42 @@ def test_a_cluster_without_an_archive_yet_is_known_by_name(tmp_path: Path) -> No
     report(tmp_path, SECOND)
     found = read_facts(tmp_path, NOW)
     assert (found.system_identifier, found.catalog, found.others) == (SECOND, None, (FIRST,))
+
+
+def test_the_newest_drill_that_can_be_read_counts(tmp_path: Path) -> None:
+    archive = archive_on(tmp_path)
+    assert last_drill(archive) is None
+    folder = archive.folder / DRILLS
+    folder.mkdir()
+    for day, passed in ((1, False), (2, True)):
+        (folder / f"2026-11-0{day}_000000.json").write_text(evidence(passed=passed).to_json(), "utf-8")
+    (folder / "2026-11-03_000000.json").write_text("{", "utf-8")
+    (folder / ".2026-11-04_000000.json.tmp").write_text("{", "utf-8")
+    found = last_drill(archive)
+    assert found is not None
+    assert found.passed
+    assert read_facts(tmp_path, NOW).last_drill == found
+
+
+def evidence(*, passed: bool) -> RecoveryEvidence:
+    return RecoveryEvidence(
+        started_at=NOW,
+        finished_at=NOW,
+        passed=passed,
+        database="ovia",
+        base="a",
+        base_sha256="a",
+        dump="b",
+        dump_sha256="b",
+        timeline=1,
+        lsn="0/1",
+        committed_at=NOW,
+        wal_bytes=1,
+        phases={},
+        findings=(),
+        launched_by="a test",
+        made_by="a test",
+    )
 
 
 def test_a_day_of_wal_is_not_extrapolated_from_an_hour() -> None:
