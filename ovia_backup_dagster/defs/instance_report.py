@@ -26,6 +26,7 @@ from ovia_backup_dagster.defs.database_names import (
     FRESHNESS_SENSOR,
     HISTORY_PRUNING_SCHEDULE,
     LOCATION_NAMES,
+    PITR_DRILL_SCHEDULE,
     RESTORE_DRILL_SCHEDULE,
     DatabaseNames,
 )
@@ -155,6 +156,7 @@ def _switched_off(
     }
     if pitr:
         losses[BASE_BACKUP_SCHEDULE] = "no base backup is made automatically, and no WAL is removed"
+        losses[PITR_DRILL_SCHEDULE] = "no drill shows whether base backups and WAL recover"
     for trigger, loss in losses.items():
         name = names.in_location(trigger)
         if name in stopped:

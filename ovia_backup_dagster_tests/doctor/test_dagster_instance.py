@@ -83,8 +83,8 @@ def beat(found: dg.DagsterInstance, *kinds: str, ago: timedelta = timedelta(0), 
         found.add_daemon_heartbeat(DaemonHeartbeat(at, kind, "a daemon", errors))
 
 
-def examined(found: dg.DagsterInstance) -> list[Observation]:
-    lines = list(defs_instance.instance_lines(found, OURS))
+def examined(found: dg.DagsterInstance, settings: Settings | None = None) -> list[Observation]:
+    lines = list(defs_instance.instance_lines(found, settings or OURS))
     assert {line.area for line in lines} == {Area.DAGSTER}
     return lines
 
@@ -153,6 +153,8 @@ def test_a_code_server_that_restarts_is_a_warning(disk: dg.DagsterInstance) -> N
         ),
         ("history_pruning_schedule", InstigatorType.SCHEDULE, "Dagster's history grows for ever", "schedule"),
         ("backup_freshness_sensor", InstigatorType.SENSOR, "no one is notified when backups fail", "sensor"),
+        ("base_backup_schedule", InstigatorType.SCHEDULE, "no base backup is made automatically", "schedule"),
+        ("pitr_drill_schedule", InstigatorType.SCHEDULE, "no drill shows whether base backups and WAL", "schedule"),
     ],
 )
 def test_a_trigger_that_is_switched_off_is_reported(
@@ -163,7 +165,8 @@ def test_a_trigger_that_is_switched_off_is_reported(
     origin = RemoteRepositoryOrigin(location, "__repository__").get_instigator_origin(name)
     data: InstigatorData | None = ScheduleInstigatorData("0 3 * * *") if command == "schedule" else None
     disk.add_instigator_state(InstigatorState(origin, kind, InstigatorStatus.STOPPED, data))
-    line = the(examined(disk), f"{name} is switched off in code location ovia_backup_dagster: {loss}")
+    on = OURS.model_copy(update={"pitr_enabled": True})
+    line = the(examined(disk, on), f"{name} is switched off in code location ovia_backup_dagster: {loss}")
     level = Severity.WARN if name == "history_pruning_schedule" else Severity.FAIL
     assert (line.level, line.fix.endswith(f"dagster {command} start -l ovia_backup_dagster {name}")) == (level, True)
 
