@@ -111,7 +111,7 @@ def judge_pitr(facts: PitrFacts, limits: PitrLimits, now: datetime) -> PitrStand
     window, rpo = _window(catalog), facts.status.rpo_seconds(now) if facts.status else None
     drilled = [base.drilled_at for base in good if base.drilled_at is not None]
     return PitrStanding(
-        text=_text(window, rpo, now),
+        text=_text(window, _beginning(catalog), rpo, now),
         found=_first_of_each(sorted(found, key=lambda trouble: not trouble.urgent)),
         facts=facts,
         rpo_seconds=rpo,
@@ -122,12 +122,19 @@ def judge_pitr(facts: PitrFacts, limits: PitrLimits, now: datetime) -> PitrStand
     )
 
 
-def _text(window: Stretch | None, rpo: float | None, now: datetime) -> str:
+def _beginning(catalog: RecoveryCatalog | None) -> datetime | None:
+    """The earliest instant that can be recovered, with whatever holes after it (UTC)."""
+    return min((stretch.from_time for stretch in catalog.stretches), default=None) if catalog else None
+
+
+def _text(window: Stretch | None, beginning: datetime | None, rpo: float | None, now: datetime) -> str:
     if window is None:
         able = "no instant can be recovered yet"
     else:
         since, until = shown_time(window.from_time), shown_time(window.to_time)
         able = f"any instant from {since} to {until} can be recovered ({duration(now - window.from_time)})"
+        if beginning is not None and beginning < window.from_time:
+            able += f", and parts of the time since {shown_time(beginning)}"
     lost = "unknown" if rpo is None else f"the last {seconds(rpo)}"
     return f"{able}; what would be lost with the server now: {lost}"
 

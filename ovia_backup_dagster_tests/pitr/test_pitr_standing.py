@@ -266,6 +266,7 @@ def test_a_hole_before_the_newest_verified_base_is_history(start: float) -> None
     whole = segments(1, *range(10, 20), *range(22, 48))
     found = judged(catalog=catalog(base(10.5, drilled=True), base(start), whole=whole))
     assert (found.troubles, len(found.holes), found.open_holes) == ((), 1, ())
+    assert ", and parts of the time since 2026-11-01 10:45:00 UTC; what would be lost" in found.text
     [text] = found.described_holes
     assert text.startswith("between 000000010000000000000013 (2026-11-01 20:00:00 UTC) and 000000010000000000000016 (")
     assert text.endswith("(2026-11-01 23:00:00 UTC), and so before the newest base backup")
