@@ -62,7 +62,7 @@ class PointInTime:
         with open(self.folder / "wal.log", "ab") as log:
             process = start_group((*COMMAND, "wal", "receive"), env=dict(environment), stdout=log, stderr=log)
         try:
-            self._wait_until_safe(process, volume)
+            self._wait_until_safe(volume, process)
             yield
         finally:
             end_group(process)
@@ -75,6 +75,8 @@ class PointInTime:
         """
         log("making a base backup, deleting rows, and bringing them back as of the second before")
         run_command(environment, "base-backup")
+        # An instant can be recovered once something was committed after the base backup.
+        self._wait_until_safe(Path(environment["BACKUP_DIR"]))
         with connect(cluster.connection(database)) as session:
 
             def rows() -> int:
@@ -108,10 +110,11 @@ class PointInTime:
             found = session.execute(f"SELECT count(*) AS rows FROM public.{_TABLE}".encode()).fetchone()  # noqa: S608
             return int(found["rows"]) if found else 0
 
-    def _wait_until_safe(self, process: subprocess.Popen[bytes], volume: Path) -> None:
-        """Wait until the first message has come back, so that what follows can be recovered."""
+    @staticmethod
+    def _wait_until_safe(volume: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        """Wait until a message that is sent from now on has come back, or the receiver has ended."""
         began, deadline = datetime.now(UTC), time.monotonic() + _START_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
+        while (process is None or process.poll() is None) and time.monotonic() < deadline:
             try:
                 status = read_status(volume)
             except VolumeError:

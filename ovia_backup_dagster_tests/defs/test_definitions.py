@@ -209,6 +209,7 @@ RESTORE_LAUNCHPAD = {
     "action": "plan",
     "confirm": "",
     "backup": "latest",
+    "to": "",
     "kept": "",
     "mode": "swap",
     "into": "",

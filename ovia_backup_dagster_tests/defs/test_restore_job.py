@@ -457,6 +457,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
         action=RestoreAction.restore,
         confirm="sample",
         backup="a.dump",
+        to="5 minutes ago",
         kept="sample_before",
         mode=RestoreMode.new,
         into="look",

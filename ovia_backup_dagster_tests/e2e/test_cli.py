@@ -347,7 +347,8 @@ def test_each_verb_is_found_and_has_a_help(cli: Cli) -> None:
     written = {
         path.stem for path in package.glob("*.py") if re.search(r'@click\.(command|group)\("', path.read_text("utf-8"))
     }
-    assert written == {module.partition(":")[0] for module in VERBS.values()}
+    # Two verbs of a group, in modules of their own.
+    assert written - {"wal_timeline", "wal_verify"} == {module.partition(":")[0] for module in VERBS.values()}
 
 
 def test_a_hostile_name_does_not_reach_the_terminal(cli: Cli, database: Connection) -> None:

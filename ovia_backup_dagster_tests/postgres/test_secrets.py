@@ -22,6 +22,7 @@ def test_each_variable_that_may_hold_a_secret_is_known() -> None:
         "PGPASSWORD",
         "POSTGRES_PASSWORD",
         "RESTORE_POSTGRES_PASSWORD",
+        "WAL_POSTGRES_PASSWORD",
         "BACKUP_NOTIFY_URLS",
         "HEALTH_URL",
     }
