@@ -14,13 +14,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ovia_backup_dagster.core.errors import VersionMismatchError
-from ovia_backup_dagster.core.files import scratch
+from ovia_backup_dagster.core.files import reader, scratch
 from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError, WalGapError
 from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.segment_files import decompress, has_begun
-from ovia_backup_dagster.pitr.wal_position import Lsn, Segment, Timeline
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
 from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.programs import start as start_program
 
@@ -270,21 +271,28 @@ class WalReader:
         with (
             scratch(parent, "DRILL_DIR"),
             tempfile.TemporaryDirectory(prefix="ovia-wal-", dir=parent) as name,
+            contextlib.ExitStack() as opened,
         ):
             folder = Path(name)
             received = self._begun()
             for segment in segments:
                 target = folder / self.archive.name(Segment(_STAGED_TIMELINE, segment.number))
-                if (path := received.get(segment)) is not None:
-                    # It may be archived and removed meanwhile.
-                    with contextlib.suppress(FileNotFoundError):
-                        os.symlink(path, target)
-                        if path.exists():
-                            continue
-                        target.unlink()
-                if (archived := self.archive.archived(segment)).exists():
+                if segment in received and (file := self._opened(segment, opened)) is not None:
+                    os.symlink(f"/proc/{os.getpid()}/fd/{file.fileno()}", target)
+                elif (archived := self.archive.archived(segment)).exists():
                     decompress(archived, target)
             yield folder
+
+    def _opened(self, segment: Segment, opened: contextlib.ExitStack) -> BinaryIO | None:
+        """A received segment; ``None`` if it is archived already.
+
+        pg_receivewal renames it when it is finished, and then it is archived and removed. An open file can be read on.
+        """
+        name = self.archive.name(segment)
+        for path in (self.archive.incoming / f"{name}{PARTIAL}", self.archive.incoming / name):
+            with contextlib.suppress(FileNotFoundError):
+                return opened.enter_context(reader(path))
+        return None
 
     def _begun(self) -> dict[Segment, Path]:
         """The received segments; pg_receivewal fills a new one with zeros before it writes."""

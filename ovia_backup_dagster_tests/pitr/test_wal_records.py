@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ovia_backup_dagster.pitr import wal_records
-from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
+from ovia_backup_dagster.pitr.archive import ClusterArchive
+from ovia_backup_dagster.pitr.segment_files import compress
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Timeline
+from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster_tests.pitr.received_shop import Shop
 
 _LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
@@ -44,6 +50,37 @@ def test_the_empty_rest_of_a_segment_is_passed_over(shop: Shop) -> None:
 
     assert len(found) == 2  # the other one is written by `receive`
     assert found[0].lsn > empty
+
+
+@pytest.mark.parametrize("moment", ["reader", "start_program"])
+@pytest.mark.parametrize("becomes", ["finished", "archived"])
+def test_a_segment_is_read_while_it_is_renamed(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, becomes: str
+) -> None:
+    """pg_receivewal renames a finished segment at any moment; the receiver then archives and removes it."""
+    start = shop.here()
+    shop.run("SELECT pg_logical_emit_message(true, 'test', 'here')")
+    shop.receive()
+    end, archive = shop.here(), ClusterArchive(tmp_path, shop.archive.system_identifier)
+    archive.create(shop.archive.facts)
+    [segment] = [each for each, path in shop.archive.received().items() if path.name.endswith(PARTIAL)]
+    finished = archive.incoming / archive.name(segment)
+    unfinished = finished.with_name(f"{finished.name}{PARTIAL}")
+    shutil.copyfile(shop.archive.received()[segment], unfinished)
+    then = getattr(wal_records, moment)
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        if unfinished.exists():
+            unfinished.rename(finished)
+            if becomes == "archived":
+                compress(finished, archive.archived(segment))
+                finished.unlink()
+        return then(*arguments, **options)
+
+    monkeypatch.setattr(wal_records, moment, meanwhile)
+    found = list(WalReader(archive, shop.ground.programs).records(Timeline(1), start, end))
+    assert not unfinished.exists()
+    assert [record.rmgr for record in found].count("LogicalMessage") == 2  # the other one is written by `receive`
 
 
 def test_a_record_ends_where_the_next_begins(shop: Shop) -> None:
