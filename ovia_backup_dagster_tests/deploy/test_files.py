@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from ovia_backup_dagster import __version__
+from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.container.swarm_secrets import FILE_VARIABLES
 from ovia_backup_dagster.defs.run_launcher import OffsiteRunLauncher
 from ovia_backup_dagster.settings.model import variable_names
@@ -113,6 +117,27 @@ def test_the_wal_receiver_has_the_server_and_one_secret() -> None:
     assert [secret["source"] for secret in receiver["secrets"]] == ["wal_password"]
     assert stack["x-private"] in receiver["volumes"]
     assert (receiver["deploy"]["replicas"], receiver["deploy"]["update_config"]["order"]) == (1, "stop-first")
+
+
+def test_the_unit_runs_the_receiver_without_end() -> None:
+    text = (DEPLOY / "ovia-backup-wal.service").read_text("utf-8")
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(text)
+    service = unit["Service"]
+    program, *command = service["ExecStart"].split()
+    assert Path(program).name == "ovia-backup"
+    assert CliRunner().invoke(main, [*command, "--help"]).exit_code == 0
+    assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
+    # SIGTERM ends it well, with this code.
+    assert service["SuccessExitStatus"] == str(128 + SIGTERM)
+    volume = service["ReadWritePaths"]
+    assert unit["Unit"]["RequiresMountsFor"] == volume
+    assert f"BACKUP_DIR={volume}" in text
+    comments = "".join(line for line in text.splitlines() if line.startswith("#"))
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", comments))
+    assert len(named) > 3
+    assert named <= variable_names()
 
 
 def test_every_service_has_limits_placement_and_log_bounds() -> None:
