@@ -93,6 +93,8 @@ def _shorten_waits(clone: Path) -> None:
         ("deploy/stack.yml", r"monitor: 90s", "monitor: 5s", 1),
         # Swarm waits this long before it replaces a container that ended.
         ("deploy/stack.yml", r"delay: 10s", "delay: 2s", 1),
+        ("deploy/pitr.yml", r"delay: 10s", "delay: 2s", 1),
+        ("deploy/pitr.yml", r"interval: 20s", "interval: 5s", 1),
         # A container waits this long for another service that may be starting.
         (
             "ovia_backup_dagster/container/container_roles.py",
@@ -142,7 +144,7 @@ def _make_certificate(certificate: Path, key: Path) -> None:
 _TEST_SECONDS = 600
 
 #: Each module leaves the stack as the next one needs it. The first needs no stack.
-_ORDERED = ("services", "stack", "restore", "runbook", "refusals", "offsite", "complete")
+_ORDERED = ("services", "stack", "restore", "runbook", "refusals", "pitr", "offsite", "complete")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
