@@ -19,8 +19,8 @@ import pytest
 
 from ovia_backup_dagster.pitr.archive import cluster_archives
 from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
+from ovia_backup_dagster_tests.swarm.replaced import ABLE, clear, databases
 from ovia_backup_dagster_tests.swarm.swarm import Swarm
-from ovia_backup_dagster_tests.swarm.test_restore import ABLE, clear, databases
 
 ON = "Switching it on"
 SAFE = "Seeing what is safe"

@@ -24,9 +24,9 @@ from ovia_backup_dagster.restoration.journal import JournalMark
 from ovia_backup_dagster.restoration.restore_order import Step
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.swarm.engine import POSTGRES, docker, processes, until
+from ovia_backup_dagster_tests.swarm.replaced import ABLE, clear, databases
 from ovia_backup_dagster_tests.swarm.swarm import OVIA_PASSWORD, Swarm
 
-ABLE = "Being able to restore"
 SCENARIO_1 = "Scenario 1: restore to the same host"
 SCENARIO_2 = "Scenario 2: restore to a new host"
 HALF_WAY = "A restore was killed half-way"
@@ -40,12 +40,6 @@ def digest(swarm: Swarm, database: str = "ovia") -> str:
     # `\restrict` has a random word.
     dumped = f"pg_dump -U ovia -T 'audit_events*' -T sync_watermarks -d {database} | grep -v restrict | sha256sum"
     return docker("exec", swarm.container("ovia_postgres"), "bash", "-o", "pipefail", "-c", dumped)
-
-
-def databases(swarm: Swarm) -> list[str]:
-    """The databases beside the live one."""
-    names = "SELECT datname FROM pg_database WHERE datname LIKE 'ovia_%' ORDER BY 1"
-    return swarm.psql(names, database="postgres").split()
 
 
 def replicas() -> dict[str, int]:
@@ -74,12 +68,6 @@ def scaled(since: float) -> set[str]:
 def harm(swarm: Swarm) -> None:
     """Delete all rows but one, so that the migration does not take it for a new database and fill it."""
     swarm.psql("TRUNCATE people, person_identity_links; INSERT INTO people VALUES (0, 'last')")
-
-
-def clear(swarm: Swarm) -> None:
-    """Drop the databases that are left beside the live one."""
-    for name in databases(swarm):
-        swarm.psql(f"DROP DATABASE {name}", database="postgres")
 
 
 def restore(swarm: Swarm, *options: str, variables: tuple[str, ...] = ()) -> tuple[int, str]:
