@@ -391,7 +391,7 @@ def test_the_command_without_verification_says_so(full_ground: Ground, volume: P
 def test_the_command_refuses_while_pitr_is_off(ground: Ground, volume: Path) -> None:
     result = InProcessCli(ground.settings(volume))("base-backup", PITR_ENABLED="false")
 
-    one_line(result, 1, "PITR_ENABLED is false", "deploy/wal-role.sql")
+    one_line(result, 1, "PITR_ENABLED is not true", "deploy/wal-role.sql")
     assert not volume.exists()
 
 

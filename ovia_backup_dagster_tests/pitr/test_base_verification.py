@@ -68,7 +68,7 @@ class Specimen:
     def seal(self, **changes: Any) -> None:
         """Write base.json again, for the files as they are now: only what is in them is left to tell."""
         manifest = read_base_manifest(self.folder)[0]
-        names = [path.name for path in self.folder.iterdir() if not path.name.endswith(".json")]
+        names = sorted(path.name for path in self.folder.iterdir() if not path.name.endswith(".json"))
         files = {
             name: FileFacts(sha256=file_sha256(self.folder / name), size_bytes=(self.folder / name).stat().st_size)
             for name in names
