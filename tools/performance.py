@@ -6,10 +6,11 @@ A note beside a table is printed only if the figures support it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from benchmarks.measure import REPOSITORY, Json
 from ovia_backup_dagster.core.human_text import human_bytes
+from tools.figures import megabytes, spread, table
 
 RESULTS = REPOSITORY / "benchmarks" / "results.json"
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -42,7 +43,7 @@ def rendered(results: Json) -> str:
 
 def _targets(results: Json) -> Iterator[str]:
     found = sorted((entry for part in results.values() for entry in part["targets"]), key=lambda e: str(e["figure"]))
-    yield _table(
+    yield table(
         ("", "what", "target", "measured", ""),
         [
             (
@@ -59,38 +60,38 @@ def _targets(results: Json) -> Iterator[str]:
 
 def _dump(part: Json) -> Iterator[str]:
     seconds, ratios, parts = part["seconds"], part["ratios"], part["job_parts"]
-    yield f"## The daily job and pg_dump (a-d)\n\nA database of {_megabytes(part['database_bytes'])}.\n"
-    yield _table(
+    yield f"## The daily job and pg_dump (a-d)\n\nA database of {megabytes(part['database_bytes'])}.\n"
+    yield table(
         ("", "what", "seconds", "archive"),
         [
-            ("a", "`daily_backup_job`: dump, verification, promotion, pruning", _spread(seconds["job"]), ""),
+            ("a", "`daily_backup_job`: dump, verification, promotion, pruning", spread(seconds["job"]), ""),
             (
                 "b",
                 "the old script's `pg_dump -Fc`",
-                _spread(seconds["old_script"]),
+                spread(seconds["old_script"]),
                 human_bytes(part["archive_bytes"]["old_script"]),
             ),
             (
                 "c",
                 "`pg_dump` as the job runs it, and fsync",
-                _spread(seconds["pg_dump"]),
+                spread(seconds["pg_dump"]),
                 human_bytes(part["archive_bytes"]["pg_dump"]),
             ),
-            ("d", "COPY of every table to nowhere, one session", _spread(seconds["copy"]), ""),
+            ("d", "COPY of every table to nowhere, one session", spread(seconds["copy"]), ""),
         ],
     )
-    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in ratios.items()])
+    yield table(("ratio", ""), [(name, spread(value, 2)) for name, value in ratios.items()])
     yield (
         "(a) is a real `dagster job execute` on a Dagster home of its own, from the start of the run to its end; the "
         "whole process, with Python's start, the imports and the making of the run, took "
         f"{parts['process']['median']:.1f} s. Of (a):\n"
     )
-    yield _table(
+    yield table(
         ("", "seconds"),
         [
-            ("dump: pg_dump, roles, SHA-256, fsync, manifest", _spread(parts["dump"])),
-            ("verification: SHA-256, all of the archive, verdict", _spread(parts["verification"])),
-            ("Dagster's events, promotion, pruning", _spread(parts["other"])),
+            ("dump: pg_dump, roles, SHA-256, fsync, manifest", spread(parts["dump"])),
+            ("verification: SHA-256, all of the archive, verdict", spread(parts["verification"])),
+            ("Dagster's events, promotion, pruning", spread(parts["other"])),
         ],
     )
     verification, other = parts["verification"]["median"], parts["other"]["median"]
@@ -112,30 +113,30 @@ def _computed(part: Json) -> Iterator[str]:
     yield (
         "## Hashes of what a restore computes (o)\n\nBeside pg_dump, in its snapshot, a second session hashes "
         f"{part['columns']} generated columns and {part['views']} materialized views of a database of "
-        f"{_megabytes(part['database_bytes'])}: it reads {human_bytes(part['read_bytes'])} in "
+        f"{megabytes(part['database_bytes'])}: it reads {human_bytes(part['read_bytes'])} in "
         f"{part['hashing_seconds']:.2f} s. Whole dumps, with SHA-256, roles and manifest:\n"
     )
-    yield _table(
+    yield table(
         ("", "what", "seconds"),
         [
-            ("", "with the hashes", _spread(seconds["hashed"])),
-            ("", "the same database without", _spread(seconds["unhashed"])),
-            ("o", "a database with nothing to hash", _spread(seconds["nothing"])),
-            ("", "the same, not asked whether there is anything", _spread(seconds["nothing_unhashed"])),
+            ("", "with the hashes", spread(seconds["hashed"])),
+            ("", "the same database without", spread(seconds["unhashed"])),
+            ("o", "a database with nothing to hash", spread(seconds["nothing"])),
+            ("", "the same, not asked whether there is anything", spread(seconds["nothing_unhashed"])),
         ],
     )
-    yield _table(
+    yield table(
         ("ratio", ""),
-        [("with / without", _spread(ratios["hashed"], 3)), ("o", _spread(ratios["o"], 3))],
+        [("with / without", spread(ratios["hashed"], 3)), ("o", spread(ratios["o"], 3))],
     )
 
 
 def _compression(part: Json) -> Iterator[str]:
     yield "## Levels of compression\n\npg_dump on the same database, three rounds.\n"
-    yield _table(
+    yield table(
         ("compression", "seconds", "beside COPY", "archive"),
         [
-            (level, _spread(part["seconds"][level]), _spread(value, 2), human_bytes(part["archive_bytes"][level]))
+            (level, spread(part["seconds"][level]), spread(value, 2), human_bytes(part["archive_bytes"][level]))
             for level, value in part["ratios"].items()
         ],
     )
@@ -145,19 +146,19 @@ def _verification(part: Json) -> Iterator[str]:
     seconds, times = part["seconds"], part["ratios"]["e"]
     archive, text = human_bytes(part["archive_bytes"]), human_bytes(part["decoded_bytes"])
     yield f"## Verification (e)\n\nAn archive of {archive}, which decodes to {text}.\n"
-    yield _table(
+    yield table(
         ("what", "seconds"),
         [
             (
                 "verification's pass: rows and SHA-256 of every table, contents, schema",
-                _spread(seconds["read_archive"]),
+                spread(seconds["read_archive"]),
             ),
-            ("`pg_restore --file=/dev/null`", _spread(seconds["decode"])),
-            ("SHA-256 of the decoded text", _spread(seconds["hash_text"])),
-            ("SHA-256 of the archive, which comes before the pass", _spread(seconds["hash_archive"])),
+            ("`pg_restore --file=/dev/null`", spread(seconds["decode"])),
+            ("SHA-256 of the decoded text", spread(seconds["hash_text"])),
+            ("SHA-256 of the archive, which comes before the pass", spread(seconds["hash_archive"])),
         ],
     )
-    yield f"The pass takes {_spread(times, 2)} times as long as the two after each other.\n"
+    yield f"The pass takes {spread(times, 2)} times as long as the two after each other.\n"
     if times["median"] > 1.8:
         yield (
             "**What bounds e**: what pg_restore decodes goes through a pipe, and its newlines are counted, which costs "
@@ -168,27 +169,27 @@ def _verification(part: Json) -> Iterator[str]:
 def _drill(part: Json) -> Iterator[str]:
     seconds, phases = part["seconds"], part["phases"]
     yield (
-        f"## The restore drill (j, k, n)\n\nA database of {_megabytes(part['database_bytes'])}, restored into a "
+        f"## The restore drill (j, k, n)\n\nA database of {megabytes(part['database_bytes'])}, restored into a "
         "throwaway cluster, read back, compared, analyzed; beside what the old runbook asks people for, on a server "
         "with PostgreSQL's defaults, which keeps its data safe.\n"
     )
-    yield _table(
+    yield table(
         ("", "what", "seconds"),
         [
-            ("j", "`ovia-backup drill`, the whole process, confined", _spread(seconds["drill"])),
-            ("n", "the same with `DRILL_SANDBOX=off`", _spread(seconds["unconfined"])),
+            ("j", "`ovia-backup drill`, the whole process, confined", spread(seconds["drill"])),
+            ("n", "the same with `DRILL_SANDBOX=off`", spread(seconds["unconfined"])),
             (
                 "",
                 "`pg_restore` of the old script's dump, one job, and `count(*)` of every table",
-                _spread(seconds["old"]),
+                spread(seconds["old"]),
             ),
-            ("k", "reading the copy: rows, SHA-256, contents, schema", _spread(seconds["read"])),
-            ("", "`pg_dump -Fc -Z0` of the copy", _spread(seconds["dump"])),
+            ("k", "reading the copy: rows, SHA-256, contents, schema", spread(seconds["read"])),
+            ("", "`pg_dump -Fc -Z0` of the copy", spread(seconds["dump"])),
         ],
     )
-    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in part["ratios"].items()])
-    yield f"Of the drill, {_spread(part['recovery'])} s are what a restore would take: the recovery time. Its phases:\n"
-    yield _table(("", "seconds"), [(name, _spread(taken)) for name, taken in phases.items()])
+    yield table(("ratio", ""), [(name, spread(value, 2)) for name, value in part["ratios"].items()])
+    yield f"Of the drill, {spread(part['recovery'])} s are what a restore would take: the recovery time. Its phases:\n"
+    yield table(("", "seconds"), [(name, spread(taken)) for name, taken in phases.items()])
     restore, reading = phases["restore"]["median"], phases["reading the copy"]["median"]
     if part["ratios"]["j"]["median"] > 0.75 and restore < seconds["old"]["median"] * 0.75:
         yield (
@@ -201,26 +202,26 @@ def _drill(part: Json) -> Iterator[str]:
 def _restore(part: Json) -> Iterator[str]:
     seconds, steps, phases = part["seconds"], part["steps"], part["phases"]
     yield (
-        f"## The restore (l, m)\n\nA database of {_megabytes(part['database_bytes'])}, replaced on a server with "
+        f"## The restore (l, m)\n\nA database of {megabytes(part['database_bytes'])}, replaced on a server with "
         "PostgreSQL's defaults, which keeps its data safe. A checkpoint comes before each side, and is not counted.\n"
     )
-    yield _table(
+    yield table(
         ("", "what", "seconds"),
         [
-            ("l", "`ovia-backup restore`, from the command to proven and live", _spread(seconds["swap"])),
+            ("l", "`ovia-backup restore`, from the command to proven and live", spread(seconds["swap"])),
             (
                 "",
                 "the old runbook: drop, create, `pg_restore` of the old script's dump, `count(*)` of every table",
-                _spread(seconds["runbook"]),
+                spread(seconds["runbook"]),
             ),
         ],
     )
-    yield _table(("ratio", ""), [(name, _spread(value, 2)) for name, value in part["ratios"].items()])
+    yield table(("ratio", ""), [(name, spread(value, 2)) for name, value in part["ratios"].items()])
     yield "Its steps, and of the step `restore` the phases; the rest is Python's start, the plan and the record:\n"
-    yield _table(
+    yield table(
         ("", "seconds"),
-        [(f"step `{name}`", _spread(taken)) for name, taken in steps.items()]
-        + [(name, _spread(taken)) for name, taken in phases.items()],
+        [(f"step `{name}`", spread(taken)) for name, taken in steps.items()]
+        + [(name, spread(taken)) for name, taken in phases.items()],
     )
     if part["ratios"]["l"]["median"] > 0.85:
         proof = sum(phases[name]["median"] for name in ("hash", "reading the copy", "comparison", "analyze"))
@@ -242,24 +243,24 @@ def _restore(part: Json) -> Iterator[str]:
         f"then {part['undos']} times by `undo-restore`. The longest time between two successful answers to a client, "
         "of all clients, around each swap:\n"
     )
-    yield _table(
+    yield table(
         ("", "milliseconds"),
         [
-            ("around the swap", _spread(part["interruption"], 0, 1000)),
-            ("in the seconds before it, while nothing else was done", _spread(part["calm"], 0, 1000)),
-            ("the swap itself, as its record says", _spread(part["swap"], 0, 1000)),
+            ("around the swap", spread(part["interruption"], 0, 1000)),
+            ("in the seconds before it, while nothing else was done", spread(part["calm"], 0, 1000)),
+            ("the swap itself, as its record says", spread(part["swap"], 0, 1000)),
         ],
     )
 
 
 def _listing(part: Json) -> Iterator[str]:
     yield "## Many backups (f)\n"
-    yield _table(
+    yield table(
         ("backups", "sensor tick, ms", "`list --json`, ms", "the same as a process, ms"),
         [
             (
                 f"{volume['backups']:,}",
-                *(_spread(volume["seconds"][name], 1, 1000) for name in ("tick", "list", "list_process")),
+                *(spread(volume["seconds"][name], 1, 1000) for name in ("tick", "list", "list_process")),
             )
             for volume in part["volumes"]
         ],
@@ -273,13 +274,13 @@ def _signing(part: Json) -> Iterator[str]:
         f"## The signed log (p)\n\n{part['statements']:,} statements: a dump, its verdict and a removal a day for "
         f"{part['years']} years, and another key each year. A process that has not read the log before:\n"
     )
-    yield _table(
+    yield table(
         ("", "what", "seconds"),
         [
-            ("p", "reads and checks it with the newest key", _spread(seconds["read"])),
-            ("", "the same with the first key: one more signature a year", _spread(seconds["read_with_the_first_key"])),
-            ("", "`ovia-backup log verify`: every signature", _spread(seconds["check_each"])),
-            ("", "a process that has read it states one more", _spread(seconds["state"], 3)),
+            ("p", "reads and checks it with the newest key", spread(seconds["read"])),
+            ("", "the same with the first key: one more signature a year", spread(seconds["read_with_the_first_key"])),
+            ("", "`ovia-backup log verify`: every signature", spread(seconds["check_each"])),
+            ("", "a process that has read it states one more", spread(seconds["state"], 3)),
         ],
     )
 
@@ -291,16 +292,16 @@ def _offsite(part: Json) -> Iterator[str]:
         f"{part['megabytes']:,} MB that does not compress. Sending is one stream: age, SHA-256 and MD5 in "
         "passing, rclone in parts; fetching writes the ciphertext, decrypts it and compares the SHA-256.\n"
     )
-    yield _table(
+    yield table(
         ("", "what", "seconds"),
         [
-            ("q", "encrypted and hashed to S3", _spread(seconds["sent"])),
-            ("", "`rclone copyto` of the plain file", _spread(seconds["copyto"])),
-            ("t", "fetched, decrypted and compared", _spread(seconds["fetched"])),
-            ("s", f"a run with nothing to send, {part['objects']:,} objects there", _spread(seconds["idle"])),
+            ("q", "encrypted and hashed to S3", spread(seconds["sent"])),
+            ("", "`rclone copyto` of the plain file", spread(seconds["copyto"])),
+            ("t", "fetched, decrypted and compared", spread(seconds["fetched"])),
+            ("s", f"a run with nothing to send, {part['objects']:,} objects there", spread(seconds["idle"])),
         ],
     )
-    yield _table(("ratio", ""), [("q", _spread(part["ratio"], 2))])
+    yield table(("ratio", ""), [("q", spread(part["ratio"], 2))])
     shown = ", ".join(f"{name} {value:.0f} MB" for name, value in peak.items())
     yield f"Peaks of memory while sending: {shown}. Before the first byte ours has 43 MB: Python and its libraries.\n"
 
@@ -318,7 +319,7 @@ def _memory(part: Json) -> Iterator[str]:
             values = [size["peak_mb"][name].get(program) for size in sizes]
             label = title if program == "self" else f"its {program}"
             rows.append((label, *("" if value is None else f"{value:.0f}" for value in values)))
-    yield _table(("", *(f"database of {_megabytes(size['database_bytes'])}" for size in sizes)), rows)
+    yield table(("", *(f"database of {megabytes(size['database_bytes'])}" for size in sizes)), rows)
 
 
 def _latency(part: Json) -> Iterator[str]:
@@ -326,24 +327,24 @@ def _latency(part: Json) -> Iterator[str]:
         "## From the tick to pg_dump (h)\n\nA real `dagster-daemon` with `BACKUP_SCHEDULE='* * * * *'` and the "
         f"`dagster.yaml` of this repository, {len(part['seconds']['samples'])} ticks. From the tick's nominal time:\n"
     )
-    rows = [(what, _spread(value, 2)) for what, value in part["parts"].items()]
-    yield _table(("", "seconds"), [*rows, ("**until pg_dump starts**", _spread(part["seconds"], 2))])
+    rows = [(what, spread(value, 2)) for what, value in part["parts"].items()]
+    yield table(("", "seconds"), [*rows, ("**until pg_dump starts**", spread(part["seconds"], 2))])
 
 
 def _start(part: Json) -> Iterator[str]:
     seconds, above = part["seconds"], part["above_dagster"]
     yield "## Import and start (i)\n\nEach in a new process.\n"
-    yield _table(
+    yield table(
         ("what", "seconds"),
         [
-            ("`import dagster`", _spread(seconds["import_dagster"])),
-            ("import of a location with one asset", _spread(seconds["import_trivial"])),
-            ("import of ours", _spread(seconds["import_ours"])),
-            ("ours less the other", _spread(above["import"])),
-            ("`dagster definitions validate` of a location with one asset", _spread(seconds["start_trivial"])),
-            ("`dagster definitions validate` of ours", _spread(seconds["start_ours"])),
-            ("ours less the other", _spread(above["start"])),
-            ("`ovia-backup --help`", _spread(seconds["help"])),
+            ("`import dagster`", spread(seconds["import_dagster"])),
+            ("import of a location with one asset", spread(seconds["import_trivial"])),
+            ("import of ours", spread(seconds["import_ours"])),
+            ("ours less the other", spread(above["import"])),
+            ("`dagster definitions validate` of a location with one asset", spread(seconds["start_trivial"])),
+            ("`dagster definitions validate` of ours", spread(seconds["start_ours"])),
+            ("ours less the other", spread(above["start"])),
+            ("`ovia-backup --help`", spread(seconds["help"])),
         ],
     )
 
@@ -353,20 +354,6 @@ def _surroundings(part: Json) -> str:
         f"*{part['date']}: {part['cores']} cores, {part['memory_gb']} GB of memory, load {part['load_before']} before; "
         f"PostgreSQL {part['postgresql']}, Python {part['python']}, Dagster {part['dagster']}.*\n"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _spread(value: Json, digits: int = 2, times: float = 1) -> str:
-    median, least, most = (f"{value[name] * times:,.{digits}f}" for name in ("median", "min", "max"))
-    return f"{median} ({least}-{most})"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
 
 
 def main() -> None:
