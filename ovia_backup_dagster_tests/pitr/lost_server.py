@@ -184,17 +184,17 @@ class Writers:
 
 
 def destroy(cluster: PortCluster) -> float:
-    """Kill all processes of a server at once, and remove its disk; returns the instant (seconds since 1970).
+    """Kill all processes of a server at once, and remove its disk; returns when (seconds since 1970).
 
     The sender of WAL is killed first. What it has handed to the kernel still arrives, as the kernel goes on.
     """
     postmaster = cluster.pid
     children = (Path(f"/proc/{postmaster}/task/{postmaster}/children")).read_text("ascii").split()
     processes = sorted((int(child) for child in children), key=lambda pid: not _sends(pid))
-    killed_at = time.time()
     for pid in (*processes, postmaster):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    killed_at = time.time()
     shutil.rmtree(cluster.data, ignore_errors=True)
     until(lambda: not any(map(_lives, (*processes, postmaster))))
     shutil.rmtree(cluster.data, ignore_errors=True)
