@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    barman,
     compression,
     computed,
     drill,
@@ -23,6 +24,7 @@ from benchmarks import (
     listing,
     memory,
     offsite,
+    pitr,
     restore,
     signing,
     start,
@@ -50,6 +52,8 @@ def main() -> None:
         "latency": lambda world, _: latency.measure(world),
         "signing": lambda world, _: signing.measure(world),
         "offsite": offsite.measure,
+        "pitr": pitr.measure,
+        "barman": barman.measure,
         "memory": memory.measure,
     }
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
@@ -57,9 +61,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=MEGABYTES, help="size of the database, to try things out")
     parser.add_argument("--results", type=Path, default=RESULTS, help="another file, which no page is made of")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else list(parts)
+    wanted = options.only.split(",") if options.only else [name for name in parts if name != "barman" or barman.given()]
     if unknown := set(wanted) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if "barman" in wanted and not barman.given():
+        parser.error(f"set {barman.VARIABLE} to Barman's program: see benchmarks/barman.py")
     if not (BIN / "postgres").exists():
         parser.error("the full PostgreSQL build is missing: make bench fetches it")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in a shell's background ignores it

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from benchmarks.measure import REPOSITORY, Json
 from ovia_backup_dagster.core.human_text import human_bytes
 from tools.figures import megabytes, spread, table
+from tools.recovery_figures import barman_figures, point_in_time_figures
 
 RESULTS = REPOSITORY / "benchmarks" / "results.json"
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -33,7 +34,8 @@ def rendered(results: Json) -> str:
     sections = (*dumps, (_compression, "compression"), (_verification, "verification"))
     restores = ((_drill, "drill"), (_restore, "restore"))
     signed = ((_listing, "listing"), (_signing, "signing"), (_offsite, "offsite"))
-    more = (*signed, (_memory, "memory"), (_latency, "latency"), (_start, "start"))
+    instants = ((point_in_time_figures, "pitr"), (barman_figures, "barman"))
+    more = (*signed, *instants, (_memory, "memory"), (_latency, "latency"), (_start, "start"))
     blocks = [_INTRODUCTION, *_targets(results)]
     for section, part in (*sections, *restores, *more):
         if part in results:
