@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from ovia_backup_dagster.pitr.archive import cluster_archives
+from ovia_backup_dagster.pitr.receiver_status import read_status
 from ovia_backup_dagster_tests.swarm.engine import Engine, docker, until
 from ovia_backup_dagster_tests.swarm.replaced import ABLE, clear, databases
 from ovia_backup_dagster_tests.swarm.swarm import Swarm
@@ -62,22 +64,19 @@ def wal_secret(swarm: Swarm) -> str:
     return ""
 
 
-def status(swarm: Swarm) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(swarm.console("wal", "status", "--json", check=False))
-    return found
+def volume() -> Path:
+    return Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data"))
 
 
-def safe(swarm: Swarm, seconds: float = 60) -> dict[str, Any]:
-    """Wait until what is committed now is safe in the volume; returns the receiver's report."""
-    now, seen = datetime.now(UTC), {}
+def safe(swarm: Swarm, seconds: float = 60) -> None:
+    """Wait until what is committed now is safe in the volume, and the receiver has no trouble."""
+    now, root = datetime.now(UTC), volume()
 
     def there() -> bool:
-        seen.update(status(swarm))
-        confirmed = seen["confirmed_at"]
-        return confirmed is not None and datetime.fromisoformat(confirmed) > now and not seen["troubles"]
+        status = read_status(root)
+        return bool(status and status.confirmed_at and status.confirmed_at > now and not status.troubles)
 
-    until(there, seconds, lambda: f"{seen}\n{swarm.story(WAL)}", pause=0.3)
-    return seen
+    until(there, seconds, lambda: f"{read_status(root)}\n{swarm.story(WAL)}", pause=0.2)
 
 
 def windows(swarm: Swarm) -> dict[str, Any]:
@@ -88,8 +87,7 @@ def windows(swarm: Swarm) -> dict[str, Any]:
 
 def require_no_gap(swarm: Swarm) -> None:
     """Require that the archive has every segment from its first on, and that the window has no hole."""
-    volume = Path(docker("volume", "inspect", "-f", "{{.Mountpoint}}", "ovia_backup_data"))
-    [archive] = cluster_archives(volume)
+    [archive] = cluster_archives(volume())
     numbers = [segment.number for segment in archive.archived_segments()]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert windows(swarm)["holes"] == []
@@ -139,9 +137,7 @@ def test_harm_is_undone_to_the_second_before_it(receiving: Swarm) -> None:
     harmed = content(swarm)
     assert harmed != before
     safe(swarm)
-    said = swarm.follow(MOMENT, 0)
-    assert [line for line in said.splitlines() if "TRUNCATE public.person_identity_links " in line], said
-    swarm.variables["TO"] = f"{second_before(swarm):%Y-%m-%d %H:%M:%S} UTC"
+    swarm.variables["TO"] = f"{second_before(swarm.follow(MOMENT, 0)):%Y-%m-%d %H:%M:%S} UTC"
     assert "recover: base backup " in swarm.follow(MOMENT, 1)
     assert databases(swarm) == []
     said = swarm.follow(MOMENT, 2)
@@ -157,11 +153,16 @@ def test_harm_is_undone_to_the_second_before_it(receiving: Swarm) -> None:
     assert [base["verified"] for base in windows(swarm)["base_backups"]] == [True, True]
 
 
-def second_before(swarm: Swarm) -> datetime:
-    """The second before the harm, as a person reads it from the timeline."""
-    found = json.loads(swarm.console("wal", "timeline", "--json"))
-    [lost] = [each for each in found["transactions"] if each["loses_rows"]]
-    return datetime.fromisoformat(lost["time"]).astimezone(UTC) - timedelta(seconds=1)
+def second_before(timeline: str) -> datetime:
+    """The second before the harm, as a person reads it from the timeline: each minute, then what happened in it."""
+    day, found = "", []
+    for line in timeline.splitlines():
+        if minute := re.match(r"\d{4}-\d\d-\d\d(?= \d\d:\d\d )", line):
+            day = minute[0]
+        elif "TRUNCATE public.person_identity_links " in line:
+            found.append(datetime.fromisoformat(f"{day} {line.split()[0]}"))
+    [harmed] = found
+    return harmed - timedelta(seconds=1)
 
 
 def test_a_killed_receiver_continues_without_a_gap(receiving: Swarm) -> None:
@@ -234,7 +235,10 @@ def test_a_lost_server_is_recovered_from_the_volume(receiving: Swarm) -> None:
     until(lambda: not docker("ps", "-q", "-f", "name=ovia_postgres"), 60, "it is still there")
     docker("rm", *docker("ps", "-aq", "-f", "volume=ovia_postgres_data").split())
     docker("volume", "rm", "ovia_postgres_data")
-    confirmed = datetime.fromisoformat(status(swarm)["confirmed_at"])
+    status = read_status(volume())
+    assert status is not None
+    confirmed = status.confirmed_at
+    assert confirmed is not None
     swarm.follow(GONE, 0)
     said = swarm.follow(GONE, 1)
     assert "timeline 2" in said, said
