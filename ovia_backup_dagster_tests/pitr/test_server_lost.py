@@ -39,7 +39,7 @@ def _require_promises(lost: Lost, *, synchronous: bool) -> None:
 def test_a_lost_server_loses_only_its_last_moment(
     prepared: PreparedServer, tmp_path: Path, rng: Random, synchronous: bool
 ) -> None:
-    lost = prepared.lose(tmp_path / "round", synchronous=synchronous, seconds=rng.uniform(0, 1))
+    lost = prepared.lose(tmp_path / "round", synchronous=synchronous, seconds=rng.uniform(0, 0.5))
     _require_promises(lost, synchronous=synchronous)
 
 
