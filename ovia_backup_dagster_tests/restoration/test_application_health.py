@@ -50,8 +50,8 @@ def test_an_application_that_stays_red_is_unhealthy(application: Application) ->
     application.answers = [(503, {})]
     began = time.monotonic()
     with pytest.raises(HealthError, match="the last answer was: 503 Service Unavailable"):
-        wait_until_healthy(application.url(), 0.5, print)
-    assert time.monotonic() - began < 2
+        wait_until_healthy(application.url(), 2, print)
+    assert time.monotonic() - began < 10
 
 
 def test_an_application_that_does_not_listen_is_unhealthy() -> None:
