@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 
 from ovia_backup_dagster.core.pitr_errors import SlotLostError
 from ovia_backup_dagster.pitr.receiver_report import ReceiverReport
+from ovia_backup_dagster.pitr.segment_files import has_begun
 from ovia_backup_dagster.pitr.wal_position import Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.pitr.wal_source import BEACON_PREFIX, Beacon, SourceIdentity, WalSource
 
+#: A beacon returns within a moment, unless something is wrong: for so long it is looked for more often.
+_ON_ITS_WAY_SECONDS, _MOMENT_SECONDS = 1.0, 0.2
 #: How often the names of tables are recorded; a record is written only if they have changed.
 _NAMES_SECONDS = 600.0
 
@@ -40,8 +43,16 @@ class BeaconWatch:
     report: ReceiverReport
     _pending: Beacon | None = None
     _sent_at: datetime | None = None
+    _sent_clock: float = 0.0
     _next_at: float = 0.0
     _names_at: float = 0.0
+
+    def pause_seconds(self, most: float) -> float:
+        """For how many seconds nothing is due; ``most`` at most."""
+        now = time.monotonic()
+        if self._pending is not None and now < self._sent_clock + _ON_ITS_WAY_SECONDS:
+            return min(most, _MOMENT_SECONDS)
+        return min(most, max(_MOMENT_SECONDS, self._next_at - now))
 
     def tick(self) -> bool:
         """Send a beacon if one is due, and see whether the last one has come back.
@@ -59,7 +70,7 @@ class BeaconWatch:
             if self._pending is None:
                 sent_at = datetime.now(UTC)
                 self._pending = self.source.send_beacon(self.identity.system_identifier)
-                self._sent_at = sent_at
+                self._sent_at, self._sent_clock = sent_at, time.monotonic()
             # Also while a beacon does not return: then above all.
             self._look_at_slot()
         if time.monotonic() >= self._names_at:
@@ -71,6 +82,8 @@ class BeaconWatch:
         if lsn := returned(self.reader, timeline, self._pending):
             self.report.confirm(self._sent_at, lsn)
             self._pending = None
+            # If it came late, the next one is due already: it would wait for another interval.
+            self._next_at = min(self._next_at, self._sent_clock + self.every_seconds)
         return due
 
     def _look_at_slot(self) -> None:
@@ -94,7 +107,9 @@ def returned(reader: WalReader, timeline: Timeline, beacon: Beacon) -> str | Non
     """
     archive, size = reader.archive, reader.archive.facts.segment_bytes
     segment = timeline.segment(beacon.start.bytes // size, size)
-    if segment not in archive.received() and not archive.archived(segment).exists():
+    received = archive.received().get(segment)
+    # pg_receivewal fills a segment with zeros before it writes what it received.
+    if not (received is not None and has_begun(received)) and not archive.archived(segment).exists():
         return None
     payload, found = " ".join(f"{byte:02X}" for byte in beacon.nonce.encode()), False
     records = reader.records(timeline, beacon.start, None, ("LogicalMessage", "Transaction"))

@@ -139,7 +139,7 @@ class WalReceiver:
                 if time.monotonic() - began >= _SETTLED_SECONDS:
                     self._report.well("receive")
                 self._tick(repair, beacons)
-                stopping.wait(_TICK_SECONDS)
+                stopping.wait(beacons.pause_seconds(_TICK_SECONDS))
             if stopping.is_set():
                 return
             code = child.wait()
