@@ -14,7 +14,7 @@ def point_in_time_figures(part: Json) -> Iterator[str]:
     yield (
         f"## Point-in-time recovery (u-z)\n\nA server that keeps its data safe, pgbench's tables of "
         f"{megabytes(part['database_bytes'])}, {part['clients']} sessions. The server, pgbench, the receiver and its "
-        f"volume share {part['cores']} cores and one disk here, which they would not in production.\n"
+        f"volume share {part['cores']} cores and one disk here, which they need not in production.\n"
     )
     yield from _receiving(part)
     yield from _copies(part)
@@ -76,7 +76,9 @@ def _copies(part: Json) -> Iterator[str]:
     bases, replay = part["bases"], part["replay"]
     yield (
         f"### Base backups and replay (w, x, y)\n\n{human_bytes(bases['data_bytes'])} of data, "
-        f"{human_bytes(bases['size_bytes'])} as a base backup; {human_bytes(replay['wal_bytes'])} of WAL.\n"
+        f"{human_bytes(bases['size_bytes'])} as a base backup; {human_bytes(replay['wal_bytes'])} of WAL. "
+        f"{len(bases['seconds']['ours']['samples'])} rounds of base backups, "
+        f"{len(replay['seconds']['ours']['samples'])} of recoveries.\n"
     )
     yield table(
         ("", "what", "seconds"),
@@ -137,7 +139,10 @@ def _loss(part: Json) -> Iterator[str]:
 
 def barman_figures(part: Json) -> Iterator[str]:
     seconds, ratios = part["seconds"], part["ratios"]
-    yield (f"## Beside Barman\n\nBarman {part['version']}, streaming with a slot, zstd:1 for both, the same server.\n")
+    yield (
+        f"## Beside Barman\n\nBarman {part['version']}, streaming with a slot, zstd:1 for both, the same server; "
+        f"{', '.join(str(len(found['ours']['samples'])) for found in seconds.values())} rounds.\n"
+    )
     labels = {
         "base": "base backup, as a command",
         "archiving": f"receiving and archiving {human_bytes(part['archived_bytes']['median'])} of WAL",
