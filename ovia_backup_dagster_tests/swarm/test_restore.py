@@ -223,7 +223,7 @@ def restoring(
         stderr=subprocess.STDOUT,
         text=True,
     ) as client:
-        until(lambda: list(_processes(*command)), 20, "the restore did not begin", pause=0.05)
+        until(lambda: list(_processes(*command)), 60, "the restore did not begin", pause=0.05)
         [pid] = _processes(*command)
         until(there, 60, lambda: str(client.communicate(timeout=60)), pause=0.001)
         yield pid, client

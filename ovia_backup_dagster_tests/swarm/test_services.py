@@ -57,7 +57,7 @@ def port(engine: Engine) -> Iterator[int]:
     configuration = REPOSITORY / "deploy/haproxy/docker.cfg"
     filtering = subprocess.Popen(("haproxy", "-db", "-f", configuration), stdout=subprocess.DEVNULL)
     try:
-        until(lambda: ask(2375, "GET", "/_ping") == 200, 10, "the filter does not answer", pause=0.1)
+        until(lambda: ask(2375, "GET", "/_ping") == 200, 30, "the filter does not answer", pause=0.1)
         yield 2375
     finally:
         filtering.terminate()

@@ -55,7 +55,7 @@ def test_a_backup_is_launched_in_the_ui(swarm: Swarm) -> None:
     assert newest["state"] == "proven"
     assert newest["run_id"] == run["runId"]
     assert newest["rows"] >= 140_000
-    until(lambda: not swarm.run_containers(), 20, "the run's container is still there")
+    until(lambda: not swarm.run_containers(), 60, "the run's container is still there")
     # Its output outlives its container.
     runs = docker("exec", swarm.container("ovia-backup_webserver"), "ls", "/var/lib/ovia-backup/runs")
     assert "_daily_backup_job_" in runs
@@ -309,7 +309,7 @@ def dumps_wait(swarm: Swarm) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     )
     held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'people'::regclass"
-    until(lambda: swarm.psql(held) == "1", 10, "no lock", pause=0.2)
+    until(lambda: swarm.psql(held) == "1", 30, "no lock", pause=0.2)
     try:
         yield
     finally:
