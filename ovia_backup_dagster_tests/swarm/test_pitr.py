@@ -50,7 +50,7 @@ def receiving(swarm: Swarm) -> Swarm:
     swarm.follow(ON, 2)
     until(lambda: wal_secret(swarm), 120, lambda: swarm.story("ovia-backup_console"))
     # The doctor is unhealthy until there is a base backup.
-    swarm.well("wal", *(name for name in SERVICES if name != "doctor"))
+    swarm.well("wal", *(name for name in SERVICES if name != "doctor"), seconds=400)
     return swarm
 
 
@@ -100,9 +100,11 @@ def segment(swarm: Swarm) -> None:
 
 
 def test_switching_on_opens_a_recovery_window(receiving: Swarm) -> None:
-    said = receiving.follow(ON, 3)
-    assert "receiving: cluster " in said
-    assert "\nfail" not in said, said
+    # The doctor also asks Dagster, which may answer late on a busy machine; only its findings about recovery count here.
+    said = receiving.follow(ON, 3, check=False)
+    assert "receiving: cluster " in said, said
+    assert "\nok   recovery  any instant from " in said, said
+    assert "\nfail recovery" not in said, said
     assert receiving.psql("SELECT wal_status || ' ' || active FROM pg_replication_slots") == "reserved true"
     assert receiving.psql("SHOW max_slot_wal_keep_size") == "4GB"
     about = json.loads(docker("inspect", receiving.container(WAL)))[0]
