@@ -100,7 +100,7 @@ def segment(swarm: Swarm) -> None:
 
 
 def test_switching_on_opens_a_recovery_window(receiving: Swarm) -> None:
-    # The doctor also asks Dagster, which may answer late on a busy machine; only its findings about recovery count here.
+    # The doctor also asks Dagster, which may answer late on a busy machine: only recovery counts here.
     said = receiving.follow(ON, 3, check=False)
     assert "receiving: cluster " in said, said
     assert "\nok   recovery  any instant from " in said, said
