@@ -18,6 +18,7 @@ from ovia_backup_dagster.container.errors import ContainerError
 from ovia_backup_dagster.core.errors import BackupError
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, ReceiverTrouble, write_status
 from ovia_backup_dagster_tests.container.conftest import write_instance
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status
 
 
 @pytest.fixture
@@ -103,17 +104,7 @@ def test_the_doctor_is_unhealthy_while_a_failure_is_reported(private: Path, monk
 
 def report(**changed: object) -> ReceiverStatus:
     """A report of a receiver in this container, now."""
-    now = datetime.now(UTC)
-    status = ReceiverStatus(
-        written_at=now,
-        started_at=now,
-        state=ReceiverState.RECEIVING,
-        pid=7,
-        host=socket.gethostname(),
-        slot="ovia_backup",
-        beacon_seconds=10,
-    )
-    return status.model_copy(update=changed)
+    return receiver_status(datetime.now(UTC), **{"host": socket.gethostname(), **changed})
 
 
 TROUBLE = ReceiverTrouble(error="ServerError", account="no connection: refused", fix="pg_ctl", since=datetime.now(UTC))

@@ -34,7 +34,6 @@ from ovia_backup_dagster.health.failed_runs import FailedRun, FailedRuns
 from ovia_backup_dagster.health.freshness import judge_freshness
 from ovia_backup_dagster.offsite.remote_record import RemoteRecord
 from ovia_backup_dagster.offsite.remote_standing import RemoteStanding, judge_remote
-from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus
 from ovia_backup_dagster.pitr.recovery_catalog import Base, RecoveryCatalog
 from ovia_backup_dagster.pitr.standing import PitrStanding, judge_pitr
 from ovia_backup_dagster.pitr.standing_values import PitrFacts, PitrLimits
@@ -51,6 +50,7 @@ from ovia_backup_dagster_tests.support.factories import (
     verified_backup,
     write_dump,
 )
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status
 
 OK, WARNING, UNKNOWN, CRITICAL = ConditionLevel
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
@@ -414,16 +414,7 @@ def pitr_facts(**changes: object) -> PitrFacts:
         drilled_at=NOW - HOUR,
     )
     segment = Segment(1, 0)
-    status = ReceiverStatus(
-        written_at=NOW,
-        started_at=NOW - DAY,
-        state=ReceiverState.RECEIVING,
-        pid=1,
-        host="here",
-        slot="ovia_backup",
-        beacon_seconds=10,
-        confirmed_at=NOW - 9 * SECOND,
-    )
+    status = receiver_status(NOW, confirmed_at=NOW - 9 * SECOND)
     catalog = RecoveryCatalog(SEGMENT_BYTES, frozenset({segment}), {}, (made,), {segment: NOW})
     found = PitrFacts(status, 10**12, "7300000000000000001", catalog, NOW - DAY)
     return replace(found, **changes)  # type: ignore[arg-type]

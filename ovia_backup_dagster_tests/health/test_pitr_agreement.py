@@ -13,12 +13,13 @@ from click.testing import CliRunner
 
 from ovia_backup_dagster.cli.main import main
 from ovia_backup_dagster.doctor import pitr_area
-from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, write_status
+from ovia_backup_dagster.pitr.receiver_status import write_status
 from ovia_backup_dagster.pitr.wal_position import Segment
 from ovia_backup_dagster_tests.defs.conftest import NewLocation, bare, instance
 from ovia_backup_dagster_tests.defs.support import ALERT_JOB, Location
 from ovia_backup_dagster_tests.pitr.archives import archive_on, base, put_base, put_segment
 from ovia_backup_dagster_tests.support.factories import verified_backup
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status
 
 __all__ = ["bare", "instance"]
 
@@ -48,14 +49,8 @@ def put(location: Location, *, reported: timedelta = timedelta(0), made: timedel
     for number in (10, 11, 12, 13):
         if number != lacking:
             put_segment(archive, Segment(1, number), now - (14 - number) * MINUTE)
-    status = ReceiverStatus(
-        written_at=now - reported,
-        started_at=now - DAY,
-        state=ReceiverState.RECEIVING,
-        pid=1,
-        host="here",
-        slot="ovia_backup",
-        beacon_seconds=10,
+    status = receiver_status(
+        now - reported,
         system_identifier=archive.system_identifier,
         timeline=1,
         confirmed_at=now - reported,

@@ -12,10 +12,11 @@ import pytest
 from ovia_backup_dagster.core import errors, pitr_errors
 from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, ReceiverTrouble
 from ovia_backup_dagster.pitr.recovery_catalog import RecoveryCatalog
-from ovia_backup_dagster.pitr.recovery_evidence import RecoveryCheck, RecoveryEvidence, RecoveryFinding
+from ovia_backup_dagster.pitr.recovery_evidence import RecoveryEvidence
 from ovia_backup_dagster.pitr.standing import PitrStanding, judge_pitr
 from ovia_backup_dagster.pitr.standing_values import PitrFacts, PitrLimits, PitrPart
 from ovia_backup_dagster_tests.pitr.archives import SIZE, base, catalog_with, forked, hour, segments
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status, recovery_evidence
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -34,14 +35,9 @@ def catalog(*bases: object, **more: object) -> RecoveryCatalog:
 
 def status(**changes: object) -> ReceiverStatus:
     """A report of a receiver that works."""
-    found = ReceiverStatus(
-        written_at=NOW - SECOND,
+    found = receiver_status(
+        NOW - SECOND,
         started_at=NOW - DAY,
-        state=ReceiverState.RECEIVING,
-        pid=1,
-        host="here",
-        slot="ovia_backup",
-        beacon_seconds=10,
         system_identifier=CLUSTER,
         timeline=1,
         confirmed_at=NOW - 8 * SECOND,
@@ -405,25 +401,7 @@ def test_a_drill_long_ago_is_told() -> None:
 
 
 def evidence(*, passed: bool, **changes: object) -> RecoveryEvidence:
-    found = RecoveryEvidence(
-        started_at=NOW - DAY,
-        finished_at=NOW - DAY,
-        passed=passed,
-        database="ovia",
-        base="2026-11-01_103000",
-        base_sha256="a",
-        dump="ovia_daily_2026-11-02_030000.dump",
-        dump_sha256="b",
-        timeline=1,
-        lsn="0/1",
-        committed_at=NOW - DAY,
-        wal_bytes=1,
-        phases={},
-        findings=(RecoveryFinding(check=RecoveryCheck.TABLES, passed=passed, text="public.people differs"),),
-        launched_by="a test",
-        made_by="a test",
-    )
-    return found.model_copy(update=changes)
+    return recovery_evidence(NOW - DAY, passed=passed, **changes)
 
 
 def test_a_drill_that_failed_is_told_until_one_passes() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.base_manifest import BASE
-from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, write_status
+from ovia_backup_dagster.pitr.receiver_status import write_status
 from ovia_backup_dagster.pitr.recovery_catalog import Base
 from ovia_backup_dagster.pitr.room_forecast import forecast_room
 from ovia_backup_dagster.pitr.wal_position import Segment
@@ -28,6 +28,7 @@ from ovia_backup_dagster_tests.pitr.archives import (
     segments,
 )
 from ovia_backup_dagster_tests.support.command_line import InProcessCli
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status
 
 DAY = timedelta(days=1)
 GIGABYTE = 1_000_000_000
@@ -144,14 +145,8 @@ def test_the_loss_now_is_that_of_this_cluster(archive: ClusterArchive, cli: InPr
     put_base(archive, base(2.5))
     put_empty_segments(archive, *segments(1, 2, 3))
     now = datetime.now(UTC)
-    status = ReceiverStatus(
-        written_at=now,
-        started_at=now,
-        state=ReceiverState.RECEIVING,
-        pid=1,
-        host="h",
-        slot="s",
-        beacon_seconds=10,
+    status = receiver_status(
+        now,
         system_identifier=IDENTIFIER,
         confirmed_at=now - timedelta(seconds=40),
         worst={f"{now:%Y-%m-%dT%H:00:00+00:00}": 99.0},

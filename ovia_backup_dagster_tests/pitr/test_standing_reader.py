@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ovia_backup_dagster.core.errors import VolumeError
-from ovia_backup_dagster.pitr.receiver_status import ReceiverState, ReceiverStatus, write_status
-from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryEvidence
+from ovia_backup_dagster.pitr.receiver_status import write_status
+from ovia_backup_dagster.pitr.recovery_evidence import DRILLS
 from ovia_backup_dagster.pitr.recovery_windows import StoredWal
 from ovia_backup_dagster.pitr.standing_reader import last_drill, read_facts, wal_bytes_per_day
 from ovia_backup_dagster.pitr.wal_arrival import wait_for_wal
@@ -23,6 +23,7 @@ from ovia_backup_dagster_tests.pitr.archives import (
     put_segment,
     put_unfinished,
 )
+from ovia_backup_dagster_tests.support.pitr_reports import receiver_status, recovery_evidence
 
 NOW = hour(48)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -30,17 +31,7 @@ FIRST, SECOND = "7300000000000000001", "7300000000000000002"
 
 
 def report(volume: Path, identifier: str | None) -> None:
-    status = ReceiverStatus(
-        written_at=NOW,
-        started_at=NOW,
-        state=ReceiverState.RECEIVING,
-        pid=1,
-        host="here",
-        slot="ovia_backup",
-        beacon_seconds=10,
-        system_identifier=identifier,
-    )
-    write_status(volume, status)
+    write_status(volume, receiver_status(NOW, system_identifier=identifier))
 
 
 def test_an_empty_volume_has_no_facts_but_its_room(tmp_path: Path) -> None:
@@ -89,34 +80,13 @@ def test_the_newest_drill_that_can_be_read_counts(tmp_path: Path) -> None:
     folder = archive.folder / DRILLS
     folder.mkdir()
     for day, passed in ((1, False), (2, True)):
-        (folder / f"2026-11-0{day}_000000.json").write_text(evidence(passed=passed).to_json(), "utf-8")
+        (folder / f"2026-11-0{day}_000000.json").write_text(recovery_evidence(NOW, passed=passed).to_json(), "utf-8")
     (folder / "2026-11-03_000000.json").write_text("{", "utf-8")
     (folder / ".2026-11-04_000000.json.tmp").write_text("{", "utf-8")
     found = last_drill(archive)
     assert found is not None
     assert found.passed
     assert read_facts(tmp_path, NOW).last_drill == found
-
-
-def evidence(*, passed: bool) -> RecoveryEvidence:
-    return RecoveryEvidence(
-        started_at=NOW,
-        finished_at=NOW,
-        passed=passed,
-        database="ovia",
-        base="a",
-        base_sha256="a",
-        dump="b",
-        dump_sha256="b",
-        timeline=1,
-        lsn="0/1",
-        committed_at=NOW,
-        wal_bytes=1,
-        phases={},
-        findings=(),
-        launched_by="a test",
-        made_by="a test",
-    )
 
 
 def test_a_day_of_wal_is_not_extrapolated_from_an_hour() -> None:
