@@ -137,7 +137,9 @@ def _remote_as_dict(remote: RemoteStanding) -> dict[str, Any]:
 
 def _pitr(state: Condition) -> dict[str, Any]:
     """Only where point-in-time recovery is on; ``None`` if it could not be read."""
-    if not any(answer.question.value == "any_instant_recoverable" for answer in state.answers):
+    from ovia_backup_dagster.health.condition import Question
+
+    if not any(answer.question is Question.PITR for answer in state.answers):
         return {}
     return {"pitr": _pitr_as_dict(state.pitr) if state.pitr else None}
 
