@@ -209,7 +209,7 @@ def command_lines(parent: int, program: str) -> list[str]:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     lines = []
     for pid in (str(parent), *children):
-        with contextlib.suppress(FileNotFoundError):  # a child has ended since
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child has ended since
             lines.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
     return lines if any(program in line.split(" ")[0] for line in lines[1:]) else []
 
