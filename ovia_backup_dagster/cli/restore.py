@@ -42,10 +42,16 @@ if TYPE_CHECKING:
 @click.option(
     "--mode",
     type=click.Choice(["swap", "drop", "new"]),
-    default="swap",
-    show_default=True,
+    show_default="swap",
     help="swap: restore beside the live database, compare, then swap the names; can be undone. drop: drop the live "
     "database first, for a server without room for two; cannot be undone. new: restore into a new database.",
+)
+@click.option(
+    "--tables",
+    metavar="NAME",
+    multiple=True,
+    help="Only these tables, separated by commas: restore beside, compare, and copy them into a new schema of the live "
+    "database, whose tables stay as they are. Prints the statement that inserts the missing rows.",
 )
 @click.option("--into", metavar="NAME", default="", help="With --mode new: the database to create.")
 @click.option("--jobs", type=click.IntRange(1, 64), help="Parallel jobs of pg_restore.  [RESTORE_JOBS]")
@@ -99,7 +105,8 @@ def restore_command(
     to: str | None,
     only_plan: bool,
     confirmation: str | None,
-    mode: str,
+    mode: str | None,
+    tables: tuple[str, ...],
     into: str,
     jobs: int | None,
     stop_services: str,
@@ -121,6 +128,7 @@ def restore_command(
     """
     from ovia_backup_dagster.restoration.request import Wishes
     from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
+    from ovia_backup_dagster.restoration.table_copy import parse_tables
 
     system = system_from_environment()
     restorations = system.restorations.without_services() if without_services else system.restorations
@@ -131,6 +139,8 @@ def restore_command(
         record = restorations.resume(log) if resume else restorations.abort(log, confirmation or "")
         print_restore(record, restorations, as_json, putting_back=abort)
         return
+    names = parse_tables(tables)
+    mode = mode or ("new" if names else "swap")
     if to is not None and backup is not None:
         raise click.UsageError("either a backup or --to: both say what is restored")
     if to is not None:
@@ -157,6 +167,7 @@ def restore_command(
         privileged_roles=privileged_roles,
         even_if_damaged=even_if_damaged,
         auto_undo=auto_undo,
+        tables=names,
     )
     carry_out(
         restorations,

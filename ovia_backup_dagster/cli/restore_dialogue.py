@@ -68,6 +68,8 @@ def print_restore(record: Record, restorations: Restorations, as_json: bool, *, 
             click.echo(f"note: {printable(note)}")
         if record.outcome == "done" and order.mode.value == "undo":
             click.echo(f"{printable(order.database)} is what was {printable(order.incoming)}")
+        elif record.outcome == "done" and order.tables:
+            click.echo(f"{printable(', '.join(order.tables))}: copied into schema {order.tables_schema}")
         elif record.outcome == "done":
             click.echo(f"{printable(order.becomes)} is restored")
         elif record.outcome == "put back":

@@ -19,7 +19,7 @@ from ovia_backup_dagster.defs.policies import (
     repeated,
     words_of,
 )
-from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
+from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
 from ovia_backup_dagster.health.head_line import with_log_head
 from ovia_backup_dagster.pitr.extraction import is_extract
 from ovia_backup_dagster.restoration.plan import RestorePlan
@@ -27,6 +27,7 @@ from ovia_backup_dagster.restoration.planner import Planner
 from ovia_backup_dagster.restoration.record import Record
 from ovia_backup_dagster.restoration.request import Wishes
 from ovia_backup_dagster.restoration.restore_order import Mode, StopServices
+from ovia_backup_dagster.restoration.table_copy import parse_tables
 from ovia_backup_dagster.system import BackupSystem
 
 OP = "restore"
@@ -190,7 +191,7 @@ def _wishes(config: RestoreConfig, system: BackupSystem, backup: str) -> Wishes:
         backup=str(system.settings.backup_dir / backup) if extract else backup,
         # A user of the UI must not be able to open arbitrary files of the host.
         anywhere=extract,
-        mode=Mode(config.mode.value),
+        mode=Mode.NEW if config.tables and config.mode is RestoreMode.swap else Mode(config.mode.value),
         into=config.into,
         jobs=system.restore_jobs(config.jobs),
         stop_services=StopServices.FIRST if config.stop_services_first else StopServices.AT_SWAP,
@@ -200,4 +201,5 @@ def _wishes(config: RestoreConfig, system: BackupSystem, backup: str) -> Wishes:
         privileged_roles=tuple(config.privileged_roles),
         even_if_damaged=config.even_if_damaged,
         auto_undo=config.auto_undo,
+        tables=parse_tables(config.tables),
     )

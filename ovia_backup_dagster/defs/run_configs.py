@@ -140,6 +140,11 @@ class RestoreConfig(dg.Config):
         "drop the live database first, on a server too small for both; cannot be undone. `new`: restore into a new "
         "database.",
     )
+    tables: list[str] = Field(
+        default=[],
+        description="Only these tables: restore beside, compare, copy them into a new schema of the live database, and "
+        "print the statement that inserts the missing rows. No table there is changed; leave `mode` as it is.",
+    )
     into: str = Field(default="", description="With `new`: the database to create. Empty: `<db>_restore_<time>`.")
     jobs: int = Field(default=0, ge=0, le=64, description="Parallel restore jobs; 0: the value of RESTORE_JOBS.")
     stop_services_first: bool = Field(

@@ -52,6 +52,11 @@ def facts_of_restore(
     if order.becomes != order.database:
         besides = "and roles that the server lacks; nothing" if order.create_roles else "nothing"
         facts["onto"] = f"a new database {order.becomes} at {order.place}; {besides} else is touched"
+    if order.tables:
+        facts["tables"] = (
+            f"{', '.join(order.tables)}: into the new schema {order.tables_schema} of {order.database}; no table there "
+            f"is changed, and {order.incoming} is dropped again"
+        )
     if backup.manifest and (recovered := backup.manifest.recovered_to):
         at = f"{recovered.committed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
         facts["recovered"] = f"to the commit at {at} ({recovered.lsn}), for: {recovered.wanted}"

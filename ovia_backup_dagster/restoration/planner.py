@@ -23,6 +23,7 @@ from ovia_backup_dagster.restoration.plan import RestorePlan, replaced
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.preflight_roles import check_roles
 from ovia_backup_dagster.restoration.preflight_services import check_services
+from ovia_backup_dagster.restoration.preflight_tables import check_tables
 from ovia_backup_dagster.restoration.replaced_databases import kept, replaced_database
 from ovia_backup_dagster.restoration.request import Wishes, refuse_contradictions, refuse_impossible_name
 from ovia_backup_dagster.restoration.restore_order import Mode, Order
@@ -99,6 +100,7 @@ class Planner:
         if order.new_host and (held := found.held(backup)) not in ("", order.becomes):
             warnings.append(f"it is of database {held}, and not of {order.becomes}")
         found.functions(backup)
+        check_tables(found, order, backup, live)
         check_services(found, order, self.manager)
         found.room(order, backup, live, wishes)
         return RestorePlan(
@@ -112,7 +114,7 @@ class Planner:
         )
 
     def _order(self, wishes: Wishes, mode: Mode, live_oid: int | None, backup: Backup, now: datetime) -> Order:
-        new_host = wishes.new_host and mode is Mode.NEW and not wishes.even_if_damaged
+        new_host = wishes.new_host and mode is Mode.NEW and not wishes.even_if_damaged and not wishes.tables
         into = wishes.into or (self.target.database if new_host else "")
         at = self._free_instant(now)
         goes_live = mode is not Mode.NEW or into == self.target.database
@@ -147,6 +149,7 @@ class Planner:
             create_roles=wishes.create_roles or wishes.new_host or bool(wishes.privileged_roles),
             privileged_roles=tuple(wishes.privileged_roles),
             even_if_damaged=wishes.even_if_damaged,
+            tables=tuple(wishes.tables),
             launched_by="",
             made_by=MADE_BY,
         )

@@ -26,6 +26,7 @@ class Wishes:
         jobs: how many entries pg_restore restores at a time.
         stop_services: when services are stopped.
         replicas: service -> its replicas afterwards, if not the same as before.
+        tables: names of tables to copy into the live database instead of replacing it.
         new_host, create_roles, privileged_roles, even_if_damaged, auto_undo: as in :class:`Order`.
     """
 
@@ -41,12 +42,14 @@ class Wishes:
     privileged_roles: Sequence[str] = ()
     even_if_damaged: bool = False
     auto_undo: bool = False
+    tables: Sequence[str] = ()
 
     def command(self) -> str:
         """The command line with these options."""
         default = Wishes()
         parts = {
-            f"--mode {self.mode}": self.mode is not default.mode,
+            **{f"--tables {shell_word(name)}": True for name in self.tables},
+            f"--mode {self.mode}": self.mode is not default.mode and not self.tables,
             f"--into {shell_word(self.into)}": self.into != default.into,
             f"--stop-services {self.stop_services}": self.stop_services is not default.stop_services,
             **{f"--scale {shell_word(name)}={count}": True for name, count in self.replicas.items()},
@@ -75,6 +78,8 @@ def refuse_contradictions(wishes: Wishes) -> None:
     wrong = ""
     if wishes.even_if_damaged and wishes.mode is not Mode.NEW:
         wrong = "what is damaged must not go live: --even-if-damaged needs --mode new"
+    elif wishes.tables and (wishes.mode is not Mode.NEW or wishes.into or wishes.even_if_damaged):
+        wrong = "--tables restores into a database that it drops, and excludes --mode, --into and --even-if-damaged"
     elif wishes.into and wishes.mode is not Mode.NEW:
         wrong = "--into names a new database, and needs --mode new"
     elif wishes.auto_undo and wishes.mode is not Mode.SWAP:

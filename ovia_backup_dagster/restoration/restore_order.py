@@ -100,6 +100,7 @@ class Order(Sidecar):
         create_roles: create roles that the server lacks, from those saved with the backup.
         privileged_roles: those of the created roles that also get their privileged attributes and memberships.
         even_if_damaged: restore whatever can be read, without the checks.
+        tables: those to copy from the restored database into the live one; empty for none.
         steps: the words of the steps, in order, as planned. Any version finishes the restore in that order.
         launched_by, run_id: who started it; Dagster's run.
     """
@@ -130,6 +131,7 @@ class Order(Sidecar):
     create_roles: bool = False
     privileged_roles: tuple[str, ...] = ()
     even_if_damaged: bool = False
+    tables: tuple[str, ...] = ()
     steps: tuple[str, ...] = Field(default_factory=_steps_of_version_1)
     launched_by: str
     run_id: str | None = None
@@ -139,6 +141,11 @@ class Order(Sidecar):
     def becomes(self) -> str:
         """The final name of the restored database."""
         return self.incoming if self.mode is Mode.NEW and not self.takes_name else self.database
+
+    @property
+    def tables_schema(self) -> str:
+        """The schema of the live database that receives the tables."""
+        return f"restored_{self.started_at.astimezone(UTC):%Y%m%d_%H%M%S}"
 
     @property
     def filename(self) -> str:

@@ -47,6 +47,9 @@ def restore_gist(record: Record) -> str:
         lines.append("It did not come to its end. Everything is as it was before.")
     elif record.outcome == "given up":
         lines.append("It was given up: neither finished nor put back.")
+    elif record.order.tables:
+        where = f"schema {code(record.order.tables_schema)} of {code(record.order.database)}"
+        lines.append(f"{', '.join(map(code, record.order.tables))}: in {where}. No other table was touched.")
     elif record.order.becomes != record.order.database:
         lines.append(f"It stands in {code(record.order.becomes)}. Nothing else was touched.")
     else:

@@ -399,6 +399,18 @@ def test_a_restore_is_undone(backed_up: Location, database: Connection) -> None:
     assert "nothing to abort" in refused(run(backed_up, action="abort"))
 
 
+def test_tables_are_copied_without_a_word(backed_up: Location, database: Connection) -> None:
+    """They replace nothing."""
+    result = run(backed_up, action="restore", tables=["people"])
+    assert result.success, refused(result)
+    assert rows(database) == 0
+    page = str(output(result)["page"])
+    assert "200 of them are missing now" in page
+    assert "No other table was touched" in page
+    both = run(backed_up, action="restore", tables=["people"], mode="drop")
+    assert "restores into a database that it drops" in refused(both)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("action", "outcome"), thinned([("resume", "done"), ("abort", "put back")]))
 def test_a_killed_restore_is_resumed_or_aborted(
@@ -460,6 +472,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
         to="5 minutes ago",
         kept="sample_before",
         mode=RestoreMode.new,
+        tables=["people, identities"],
         into="look",
         jobs=7,
         stop_services_first=True,
@@ -487,6 +500,7 @@ def test_the_launchpad_offers_every_command_line_option(new_location: NewLocatio
         privileged_roles=("boss",),
         even_if_damaged=True,
         auto_undo=True,
+        tables=("people", "identities"),
     )
     assert restore_job._wishes(config, system, config.backup) == wishes
     assert [each.name for each in fields(Wishes) if getattr(wishes, each.name) == getattr(Wishes(), each.name)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -107,12 +108,15 @@ def test_before_last_drop_finds_the_instant(history: History, cli: InProcessCli)
     code, plan = cli.json("restore", "--to", "before-last-drop", "--plan")
     assert code == 0
     assert plan["first_lost"]["xid"] == history.commits["truncate"]
-    done = cli("restore", "--to", "before-last-drop", "--mode", "new", "--into", "seen", "--yes-destroy", SHOP)
+    done = cli("restore", "--to", "before-last-drop", "--tables", "orders")
     assert done.returncode == 0, done.stdout + done.stderr
-    with admin(history.ground.cluster, "seen") as session:
-        assert session.execute("SELECT count(*) FROM orders").fetchone() == (300,)
-        assert session.execute("SELECT to_regclass('later')").fetchone() == (None,)
+    assert '"public"."orders": 300 rows as they were are in schema restored_' in done.stdout
+    assert "300 of them are missing now" in done.stdout
     assert rows(history) == 0
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("note: to insert those: ")]
+    history.commit("again", shlex.split(line)[-1], database=SHOP)
+    assert rows(history) == 300
+    history.commit("emptied", "TRUNCATE orders", database=SHOP)
 
 
 @pytest.mark.parametrize(

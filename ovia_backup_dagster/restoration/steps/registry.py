@@ -11,6 +11,7 @@ from ovia_backup_dagster.core.errors import UnknownStepError
 from ovia_backup_dagster.drill.runner import MADE_BY
 from ovia_backup_dagster.restoration.journal import Journal
 from ovia_backup_dagster.restoration.restore_order import Mode, Order, StopServices
+from ovia_backup_dagster.restoration.steps.copy_tables import TablesStep
 from ovia_backup_dagster.restoration.steps.drill_first import DrillStep
 from ovia_backup_dagster.restoration.steps.drop_database import DropStep
 from ovia_backup_dagster.restoration.steps.journal_step import TakenStep
@@ -22,7 +23,7 @@ from ovia_backup_dagster.restoration.steps.swap_step import SwapStep
 SEQUENCES: dict[Mode, tuple[type[TakenStep], ...]] = {
     Mode.SWAP: (RestoreStep, StopStep, SwapStep, MigrateStep, StartStep, HealthStep),
     Mode.DROP: (DrillStep, StopStep, DropStep, RestoreStep, NameStep, MigrateStep, StartStep, HealthStep),
-    Mode.NEW: (RestoreStep, NameStep, MigrateStep, StartStep, HealthStep),
+    Mode.NEW: (RestoreStep, TablesStep, NameStep, MigrateStep, StartStep, HealthStep),
     # The application ran on this database before: its schema needs no migration.
     Mode.UNDO: (StopStep, SwapStep, StartStep, HealthStep),
 }
