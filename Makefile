@@ -58,7 +58,7 @@ PURE_TESTS := $(addprefix ovia_backup_dagster_tests/, core retention health sett
 	signing/test_sshsig.py signing/test_chain.py signing/test_key_files.py signing/test_statement_log.py \
 	offsite/test_copy_plan.py offsite/test_remote_standing.py offsite/test_rclone_errors.py)
 coverage: install ## lines of the pure modules that tests execute; fails under 95 %
-	$(PYTEST) -q --cov --cov-report=term $(PURE_TESTS)
+	$(PYTEST) -q --hypothesis-profile=lines --cov --cov-report=term $(PURE_TESTS)
 
 # Takes minutes. To see the survivors: .venv/bin/mutmut results, .venv/bin/mutmut show NAME.
 mutants: install ## change the pure decisions one by one, and see which changes no test notices

@@ -53,6 +53,7 @@ _numbers = count(1)
 
 # A busy machine may take any time for an example.
 hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.register_profile(exhaustive.LINES, deadline=None, max_examples=20)
 hypothesis_settings.load_profile("tests")
 
 # A process in a shell's background ignores SIGINT, and so would all programs that the tests start.

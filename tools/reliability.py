@@ -58,7 +58,10 @@ After every fault, a test checks the same three claims:
 * **All of Dagster killed at once**, as in a power cut. Its default run launcher does not check whether a run's process
   lives: the run counts as running until `max_runtime_seconds` has passed, and later launches wait. Terminate it in the
   UI, or use `ovia-backup` meanwhile; the alert is sent when the newest dump is too old.
-* **The one volume.** If it is removed, or its disk fails, all backups on it are lost: copy them elsewhere.
+* **The one volume.** If it is removed, or its disk fails, all backups on it are lost, unless they are copied to
+  [remotes](offsite.md).
+* **What was written since the last dump**, unless WAL is received: [Point-in-time recovery](pitr.md) has its own faults and
+  figures.
 * **NFS and other filesystems of the network** were not tried.
 """
 

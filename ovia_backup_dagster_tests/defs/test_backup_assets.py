@@ -398,6 +398,7 @@ def test_pruning_alone_refuses_if_the_newest_is_unverified(new_location: NewLoca
     assert [b.path for b in location.catalog.backups()] == [newest.path]
 
 
+@pytest.mark.exhaustive
 def test_pruning_alone_refuses_if_the_newest_is_bad(new_location: NewLocation, volume: Path) -> None:
     location: Location = new_location(BACKUP_DAILY_KEEP="1")
     for age in (4, 3):
@@ -566,6 +567,7 @@ def archive(programs: Programs, connection: Connection, *options: str) -> bytes:
     return subprocess.run(command, env=connection.environment(), check=True, capture_output=True).stdout
 
 
+@pytest.mark.exhaustive
 def test_old_dumps_are_verified_on_first_sight(location: Location, database: Connection, programs: Programs) -> None:
     whole = archive(programs, database)
     catalog = location.catalog
@@ -864,6 +866,7 @@ def test_re_execution_of_a_re_execution_still_knows_the_dump(lasting: Location) 
     assert manifest.run_id == dumped.run_id
 
 
+@pytest.mark.exhaustive
 def test_a_launched_run_fails_if_its_dump_is_gone(lasting: Location) -> None:
     """As a launcher runs it: without an asset selection, whereas an in-process run has an empty one."""
     assert lasting.run().success

@@ -596,6 +596,7 @@ def test_a_run_that_dagster_will_retry_is_not_alerted_yet(real: Daemon) -> None:
     assert real.tick() is not None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("other", thinned([{"POSTGRES_DB": "other"}, {"BACKUP_ASSET_PREFIX": "crm"}]))
 def test_failed_runs_of_another_database_do_not_count(
     real: Daemon, new_location: NewLocation, other: dict[str, str]
@@ -649,6 +650,7 @@ def test_a_stale_backup_after_a_failure_is_alerted_again(real: Daemon, people: R
     assert people.titles == [f"[{database}] the daily backup failed", f"[{database}] the newest backup is too old"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_failing_for_an_alerted_cause_is_not_alerted(daemon: Daemon, people: Receiver) -> None:
     """People know that there is no backup; then the daily run fails for the same cause."""
     assert daemon.run(daemon.tick())
@@ -855,6 +857,7 @@ def test_a_failed_run_for_replaced_databases_is_alerted(
     assert people.titles[2:] == [f"[{database}] all is well with the backups again"]
 
 
+@pytest.mark.exhaustive
 def test_replaced_databases_of_another_do_not_count(real: Daemon, new_location: NewLocation) -> None:
     broken: Location = new_location(RESTORE_POSTGRES_USER="nobody_of_that_name", BACKUP_ASSET_PREFIX="crm")
     assert not broken.run(KEPT_JOB).success

@@ -691,6 +691,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 
 @needs_root
+@pytest.mark.exhaustive
 def test_folders_and_links_of_other_users_are_left_alone(site: Site, tmp_path: Path) -> None:
     """In a DRILL_DIR that all users may write, such as /tmp."""
     made = site.backup()
@@ -714,6 +715,7 @@ def test_folders_and_links_of_other_users_are_left_alone(site: Site, tmp_path: P
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("who", thinned(["another server", "a process of the server's account"]))
 def test_a_stale_postmaster_pid_ends_no_process(site: Site, server: PortCluster, who: str) -> None:
     """After a crash another process may have the process id, and pg_ctl would send it SIGQUIT."""
@@ -813,6 +815,7 @@ def test_the_own_check_sees_the_copy_and_none_of_our_settings(
     assert "s3cret" not in written
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("own", "code"),
     thinned([("exit 7", "7"), ("broken.sql", "3"), ("kill -9 $$", "-9"), ("no-such-program-at-all", "127")]),
@@ -831,6 +834,7 @@ def test_a_failed_own_check_fails_the_drill(site: Site, tmp_path: Path, own: str
     assert not has_scratch(site)
 
 
+@pytest.mark.exhaustive
 def test_an_own_check_may_ruin_the_copy_and_leave_processes(site: Site, tmp_path: Path) -> None:
     """The own check runs last. Processes that it leaves neither delay the drill nor outlive it."""
     made = site.backup()
@@ -885,6 +889,7 @@ def test_evidence_is_never_rewritten(site: Site) -> None:
     assert len(site.evidence()) == 2
 
 
+@pytest.mark.exhaustive
 def test_strange_files_in_the_evidence_folder_are_skipped(site: Site) -> None:
     made = site.backup()
     folder = site.driller.drills.path
@@ -972,6 +977,7 @@ def dated(backup: Backup, days: float) -> Backup:
     return redated(backup, backup.started_at - timedelta(days=days))
 
 
+@pytest.mark.exhaustive
 def test_a_second_drill_is_refused_and_names_the_first(site: Site) -> None:
     made = site.backup()
 
@@ -1001,6 +1007,7 @@ def test_pruning_leaves_a_backup_that_is_being_drilled(site: Site) -> None:
     assert not older.path.exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("drilled", thinned([Tier.DAILY, Tier.WEEKLY]))
 def test_both_hard_links_stay_while_one_is_drilled(site: Site, drilled: Tier) -> None:
     daily = dated(site.backup(), 3)
@@ -1065,6 +1072,7 @@ def test_a_drill_waits_for_no_dump(site: Site) -> None:
         assert site.catalog.refresh(made).drilled
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_keeps_a_sidecar_that_is_being_written(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site.backup()
     rename, swept = os.rename, []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.naming import BackupName
@@ -26,7 +26,7 @@ from ovia_backup_dagster_tests.support.factories import HOUR, NOW
 GOOD = (Standing.VERIFIED, Standing.PROVEN)
 MARK = Marker(id="1", database="ovia", at=NOW)
 #: Few of the days' histories are enough to notice a change of the rules; in the exhaustive mode, many.
-often = settings(max_examples=600 if exhaustive.choice() else 25, deadline=None)
+often = exhaustive.examples(25, 600)
 SUFFIXES = ("", ".json", ".globals.sql", ".verified.json", ".drilled.json")
 
 

@@ -30,6 +30,7 @@ def test_a_copy_comes_back_on_an_empty_machine(site: Site, tmp_path: Path) -> No
         assert Path(f"{back}{kind}").read_bytes() == Path(f"{backup.path}{kind}").read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_sent_twice(site: Site) -> None:
     site.backup()
     site.copy()

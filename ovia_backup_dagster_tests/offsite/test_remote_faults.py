@@ -45,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 # ------------------------------------------------------------------------------------------------- killed in the middle
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ground", ["s3"], indirect=True)
 @pytest.mark.parametrize("moment", thinned(range(30)))
 def test_the_server_is_killed_during_an_upload(moment: int, ground: Ground, rng: Random, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ovia_backup_dagster_tests.pitr.ground import ground_on
 from ovia_backup_dagster_tests.pitr.lost_server import Lost, PreparedServer, prepared_server
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 ROUNDS = 20
 
@@ -35,7 +36,7 @@ def _require_promises(lost: Lost, *, synchronous: bool) -> None:
         assert lost.commits == 0, said
 
 
-@pytest.mark.parametrize("synchronous", [False, True], ids=["asynchronous", "synchronous"])
+@pytest.mark.parametrize("synchronous", thinned([False, True]))
 def test_a_lost_server_loses_only_its_last_moment(
     prepared: PreparedServer, tmp_path: Path, rng: Random, synchronous: bool
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_time_without_a_receiver_counts(ground: Ground, volume: Path) -> Non
         assert status.worst == before.worst or status.worst_rpo_seconds
 
 
+@pytest.mark.exhaustive
 def test_a_killed_server_is_waited_for(ground: Ground, volume: Path) -> None:
     with receiver(ground, volume) as running:
         running.until_safe()
@@ -198,6 +199,7 @@ def test_a_killed_server_is_waited_for(ground: Ground, volume: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- disks
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_is_reported_and_then_forgotten(ground: Ground, tmp_path: Path, volume: Path) -> None:
     disk = tmp_path / "disk"
     with tmpfs(disk, 160 * MEGABYTE), receiver(ground, disk) as running:
@@ -367,6 +369,7 @@ def test_a_lost_slot_leaves_a_hole_and_goes_on(ground: Ground, forgetful: None, 
 # ------------------------------------------------------------------------------------------------ rights and passwords
 
 
+@pytest.mark.exhaustive
 def test_a_lost_hba_line_is_named(ground: Ground, volume: Path) -> None:
     with ground.without_replication_line(), receiver(ground, volume) as running:
         status = running.until(troubled("AccessRefusedError"))
@@ -452,6 +455,7 @@ def _promoted(ground: Ground) -> None:
     ground.execute("SELECT pg_promote()")
 
 
+@pytest.mark.exhaustive
 def test_a_new_timeline_is_followed(own: Ground, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir(mode=0o700)
@@ -530,6 +534,7 @@ def test_wal_level_minimal_is_refused_by_name(own: Ground, tmp_path: Path) -> No
         assert "wal_level is minimal" in status.troubles[0].account
 
 
+@pytest.mark.exhaustive
 def test_a_record_of_many_segments_is_archived(ground: Ground, volume: Path) -> None:
     """It begins at a segment's start, so that the segment has no whole record."""
     with receiver(ground, volume) as running:
@@ -547,6 +552,7 @@ def test_a_record_of_many_segments_is_archived(ground: Ground, volume: Path) -> 
     assert not (archive.folder / SET_ASIDE).exists(), log
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_first_record_is_noticed(ground: Ground, volume: Path) -> None:
     with _unarchived(ground, volume) as (archive, path):
         _flip(path, read_header(path).first_record + 10)

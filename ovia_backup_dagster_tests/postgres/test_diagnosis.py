@@ -25,6 +25,7 @@ from ovia_backup_dagster_tests.conftest import (
     execute,
     quiet,
 )
+from ovia_backup_dagster_tests.support.exhaustive import sampled
 from ovia_backup_dagster_tests.support.provocations import (
     CASES,
     NEEDS_ROOT,
@@ -37,7 +38,7 @@ from ovia_backup_dagster_tests.support.provocations import (
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.provoke.__name__)
+@pytest.mark.parametrize("case", sampled(CASES, every=4), ids=lambda case: case.provoke.__name__)
 def test_a_provoked_failure_has_its_diagnosis(case: Case, scene: Scene) -> None:
     if case.provoke.__name__ in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("mounting a small filesystem needs root")

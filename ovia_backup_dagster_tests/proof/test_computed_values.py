@@ -128,6 +128,7 @@ def test_equal_computed_values_pass(server: PortCluster, bin_dir: Path, tmp_path
     assert not any("snapshot" in option for option in backup.manifest.options)
 
 
+@pytest.mark.exhaustive
 def test_a_generated_column_with_other_values_is_named(server: PortCluster, bin_dir: Path, tmp_path: Path) -> None:
     with role(server), database(server, "unsound") as source:
         for number, (name, (body, before, after)) in enumerate(UNSOUND.items()):

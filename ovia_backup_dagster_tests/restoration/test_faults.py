@@ -811,6 +811,7 @@ def test_a_role_without_the_rights_is_refused(site: Site, rights: str, said: str
         sql_in_server(site, "DROP ROLE {}", role)
 
 
+@pytest.mark.exhaustive
 def test_the_owner_with_createdb_may_restore(site: Site) -> None:
     role = f"owner_{site.live.database}"
     sql_in_server(site, "CREATE ROLE {} LOGIN CREATEDB", role)
@@ -943,6 +944,7 @@ def test_a_backup_with_a_flipped_bit_never_goes_live(
 # ----------------------------------------------------------------------------------------- at the same time
 
 
+@pytest.mark.exhaustive
 def test_an_unfinished_restore_blocks_forget_and_undo(site: Site) -> None:
     assert site.restore().code == 0
     with killed_at(3, before=False):

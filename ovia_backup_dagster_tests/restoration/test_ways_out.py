@@ -222,6 +222,7 @@ def test_only_a_swap_without_room_advises_mode_drop(site: Site, options: tuple[s
 # ------------------------------------------------------------------------------------------------- kept databases
 
 
+@pytest.mark.exhaustive
 def test_a_database_put_aside_again_is_kept(site: Site) -> None:
     """It is recorded as kept, so that it is listed and later dropped: a failed restore must not fill the server."""
     red = site.with_settings(HEALTH_URL=RED)
@@ -428,6 +429,7 @@ def test_a_server_lost_in_a_restore_is_given_up_for_a_new_one(
 # ------------------------------------------------------------------------------- databases that were live for a while
 
 
+@pytest.mark.exhaustive
 def test_an_undone_database_is_not_dropped_at_its_old_time(site: Site) -> None:
     """The drop was announced before the database was live again; it must be announced again for the writes since."""
     assert site.restore().code == 0
@@ -736,6 +738,7 @@ def test_a_volume_failing_after_the_swap_stops_no_service(site: Site, tmp_path: 
 # ------------------------------------------------------------------------------- what a kept database is called
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("undone", thinned([False, True]))
 def test_a_put_aside_database_is_not_called_the_one_before(site: Site, undone: bool) -> None:
     """An undo to it brings back the data that was put aside, not the database before the restore."""
@@ -889,6 +892,7 @@ def test_a_manual_rename_keeps_the_live_database(site: Site, away: bool) -> None
     assert one(site.live, "SELECT count(*) FROM people WHERE id = 7000") == 1
 
 
+@pytest.mark.exhaustive
 def test_renaming_back_by_hand_keeps_what_was_live(site: Site) -> None:
     """The journal has the name that the new database was to get when swapped back, but it never got it."""
     with killed_at(4, before=False):
@@ -946,6 +950,7 @@ def test_the_advice_for_a_damaged_backup_can_be_pasted(site: Site, tmp_path: Pat
             assert pasted(command, folder) == ["drill", str(damaged)]
 
 
+@pytest.mark.exhaustive
 def test_the_backup_of_a_damaged_copy_is_named_by_path(site: Site, tmp_path: Path) -> None:
     elsewhere = tmp_path / "$(touch pwned).dump"
     elsewhere.write_bytes(site.backup.path.read_bytes())
@@ -1036,6 +1041,7 @@ def test_an_impossible_database_name_is_refused_at_once(site: Site, name: str) -
     assert site.databases == [site.live.database]
 
 
+@pytest.mark.exhaustive
 def test_the_cause_of_a_failed_abort_is_printed_once(site: Site) -> None:
     with killed_at(3, before=False):
         assert site.restore().killed

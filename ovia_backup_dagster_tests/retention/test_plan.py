@@ -12,7 +12,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ovia_backup_dagster.core.backup import CLOCK_TOLERANCE, State
@@ -20,6 +20,7 @@ from ovia_backup_dagster.core.sidecars import HELD
 from ovia_backup_dagster.core.tiers import Tier, Weekday
 from ovia_backup_dagster.retention.plan import BAD_KEEP, YOUNG, Candidate, RetentionPlan, candidate, plan_retention
 from ovia_backup_dagster.retention.policy import Policy
+from ovia_backup_dagster_tests.support.exhaustive import examples
 from ovia_backup_dagster_tests.support.factories import (
     DAY,
     HOUR,
@@ -1025,7 +1026,7 @@ class History:
         return any(c.started_at == settled[0].started_at and c.state is State.VERIFIED for c in settled)
 
 
-many = settings(deadline=None, max_examples=250)
+many = examples(250)
 
 
 def removed(history: History) -> set[Candidate]:

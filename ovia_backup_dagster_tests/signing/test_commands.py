@@ -121,6 +121,7 @@ def test_the_latest_backup_is_a_signed_one(place: Place, tmp_path: Path) -> None
     assert f"no signed statement vouches for {later.name}" in signed.run("restore", later.name, "--plan").refused()
 
 
+@pytest.mark.exhaustive
 def test_an_unsigned_newest_file_is_in_no_ones_way(place: Place, tmp_path: Path) -> None:
     """It neither hides that backups have stopped, nor stops drills, restores and pruning."""
     keys = tmp_path / "keys"
