@@ -8,6 +8,8 @@ SAMPLES := .cache/samples
 WORKERS ?= 4
 PYTEST := tools/tmp_in_memory $(BIN)/pytest -n $(WORKERS) --dist worksteal
 PORT ?= 3000
+# Without compiled files, each process of the tests compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test test-swarm test-faults test-third coverage mutants test-floor bench check format lock docs \

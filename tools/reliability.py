@@ -60,8 +60,7 @@ After every fault, a test checks the same three claims:
   UI, or use `ovia-backup` meanwhile; the alert is sent when the newest dump is too old.
 * **The one volume.** If it is removed, or its disk fails, all backups on it are lost, unless they are copied to
   [remotes](offsite.md).
-* **What was written since the last dump**, unless WAL is received: [Point-in-time recovery](pitr.md) has its own faults and
-  figures.
+* **What was written since the last dump**, unless WAL is received: see [Point-in-time recovery](pitr.md).
 * **NFS and other filesystems of the network** were not tried.
 """
 

@@ -17,7 +17,7 @@ from ovia_backup_dagster.defs.database_names import DUMP_VERIFICATION, RESTORE_J
 _VALUE = r"""(?:'[^']*'|"[^"]*"|[^\s;,()'"`])+"""
 #: A backup's name or path, as opposed to the next word of a sentence.
 _BACKUP = rf"(?:latest\b|BACKUP\b|(?=\S*[._/']){_VALUE})"
-_WITH_VALUE = ("mode", "into", "stop-services", "scale", "create-privileged-role", "yes-destroy", "kept")
+_WITH_VALUE = ("mode", "into", "stop-services", "scale", "create-privileged-role", "yes-destroy", "kept", "tables")
 _ALONE = ("new-host", "create-roles", "even-if-damaged", "auto-undo", "without-services", "resume", "abort", "plan")
 _OPTION = (
     rf"(?<![\w-])--(?:(?P<name>{'|'.join(_WITH_VALUE)})\b(?:[ =](?P<value>{_VALUE}))?|(?P<alone>{'|'.join(_ALONE)})\b)"
@@ -60,7 +60,7 @@ def _bare(found: re.Match[str]) -> str:
 
 
 def _fields(options: str) -> Iterator[str]:
-    roles, replicas = [], []
+    roles, replicas, tables = [], [], []
     for found in re.finditer(_OPTION, options):
         name, value, alone = found["name"], found["value"] or "", found["alone"]
         if alone == "plan":
@@ -73,6 +73,8 @@ def _fields(options: str) -> Iterator[str]:
             yield f"stop_services_first: {json.dumps(value == 'first')}"
         elif name == "create-privileged-role":
             roles.append(_scalar(value))
+        elif name == "tables":
+            tables.append(_scalar(value))
         elif name == "scale":
             service, _, count = value.rpartition("=")
             replicas.append(f"{_scalar(service)}: {count}")
@@ -81,6 +83,8 @@ def _fields(options: str) -> Iterator[str]:
             yield f"{name}: {_scalar(value)}".rstrip()
     if roles:
         yield f"privileged_roles: [{', '.join(roles)}]"
+    if tables:
+        yield f"tables: [{', '.join(tables)}]"
     if replicas:
         yield f"replicas: {{{', '.join(replicas)}}}"
 

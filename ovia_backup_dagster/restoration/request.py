@@ -79,7 +79,7 @@ def refuse_contradictions(wishes: Wishes) -> None:
     if wishes.even_if_damaged and wishes.mode is not Mode.NEW:
         wrong = "what is damaged must not go live: --even-if-damaged needs --mode new"
     elif wishes.tables and (wishes.mode is not Mode.NEW or wishes.into or wishes.even_if_damaged):
-        wrong = "--tables restores into a database that it drops, and excludes --mode, --into and --even-if-damaged"
+        wrong = "--mode, --into and --even-if-damaged are for whole databases, and exclude --tables"
     elif wishes.into and wishes.mode is not Mode.NEW:
         wrong = "--into names a new database, and needs --mode new"
     elif wishes.auto_undo and wishes.mode is not Mode.SWAP:

@@ -212,6 +212,7 @@ RESTORE_LAUNCHPAD = {
     "to": "",
     "kept": "",
     "mode": "swap",
+    "tables": [],
     "into": "",
     "jobs": 0,
     "stop_services_first": False,

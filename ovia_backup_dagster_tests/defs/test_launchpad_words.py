@@ -47,7 +47,7 @@ def test_commands_become_fields_of_the_launchpad(wishes: Wishes, config: Restore
 def test_every_option_of_a_restore_has_its_field() -> None:
     """A new option of the command line needs a field here."""
     all_of_them = Wishes(
-        "x.dump", True, Mode.NEW, "y", 2, StopServices.FIRST, {"z": 1}, True, True, ["w"], True, auto_undo=True
+        "x.dump", True, Mode.NEW, "y", 2, StopServices.FIRST, {"z": 1}, True, True, ["w"], True, True, ["t,u"]
     )
     assert all(value != getattr(Wishes(), name) for name, value in vars_of(all_of_them).items() if name != "anywhere")
     assert "--" not in in_the_ui(all_of_them.command())

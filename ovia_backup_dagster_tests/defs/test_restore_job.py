@@ -408,7 +408,7 @@ def test_tables_are_copied_without_a_word(backed_up: Location, database: Connect
     assert "200 of them are missing now" in page
     assert "No other table was touched" in page
     both = run(backed_up, action="restore", tables=["people"], mode="drop")
-    assert "restores into a database that it drops" in refused(both)
+    assert "are for whole databases, and exclude tables" in refused(both)
 
 
 @pytest.mark.exhaustive

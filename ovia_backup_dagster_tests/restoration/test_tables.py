@@ -176,8 +176,8 @@ def test_the_live_table_may_have_changed(site: Site) -> None:
     thinned(
         [
             (["--tables", "nowhere"], "there is no table nowhere in"),
-            (["--tables", "people", "--mode", "drop"], "excludes --mode"),
-            (["--tables", "people", "--into", "seen"], "excludes --mode, --into"),
+            (["--tables", "people", "--mode", "drop"], "exclude --tables"),
+            (["--tables", "people", "--into", "seen"], "are for whole databases, and exclude --tables"),
             (["--tables", "other.people"], "there is no table other.people in"),
             (["--tables", "a.b.c"], "a.b.c is no table's name"),
             (["--tables", "people_pkey"], "there is no table people_pkey in"),
