@@ -53,6 +53,7 @@ def test_each_remote_has_a_step_after_the_chain(two: Location) -> None:
     assert (answer.level, answer.what.count("1 copy on")) == (ConditionLevel.OK, 2)
 
 
+@pytest.mark.exhaustive
 def test_one_remote_fails_and_all_else_goes_on(two: Location, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "first")
     result = two.run(DAILY_JOB)

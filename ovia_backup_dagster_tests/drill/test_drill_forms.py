@@ -293,6 +293,7 @@ def test_template1_and_postgres_pass_a_drill(name: str, boss: PortCluster, full_
     assert evidence.rows == 1
 
 
+@pytest.mark.exhaustive
 def test_an_empty_database_passes_without_the_control(boss: PortCluster, full_bin_dir: Path, tmp_path: Path) -> None:
     with database(boss, "void") as source:
         drilling = Drilling(source, full_bin_dir, tmp_path)

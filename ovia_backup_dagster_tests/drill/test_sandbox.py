@@ -360,6 +360,7 @@ def test_code_in_a_backup_reaches_nothing_outside(site: Callable[..., Site], out
 
 
 @needs_root
+@pytest.mark.exhaustive
 def test_code_in_a_backup_drilled_by_root_is_confined(site: Callable[..., Site], outside: Outside) -> None:
     there = site(_attack(outside))
     # Root's server runs under another account. The files must be protected by the sandbox alone.

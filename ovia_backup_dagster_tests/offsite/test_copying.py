@@ -39,6 +39,7 @@ def test_nothing_is_sent_twice(site: Site) -> None:
     assert site.objects() == before
 
 
+@pytest.mark.exhaustive
 def test_a_later_drill_follows_its_backup(site: Site, tmp_path: Path) -> None:
     backup = site.backup()
     site.copy()
@@ -55,6 +56,7 @@ def test_everything_that_is_missing_is_made_up_for(site: Site) -> None:
     assert site.copy().sent == tuple(str(backup) for backup in reversed(backups))
 
 
+@pytest.mark.exhaustive
 def test_what_rotted_here_is_not_sent_and_stops_no_other(site: Site) -> None:
     """The archive has its size and its time, so that its verdict still counts."""
     older, rotten = site.backup(NOW - 2 * DAY), site.backup(NOW - DAY)

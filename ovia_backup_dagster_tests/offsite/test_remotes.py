@@ -29,6 +29,7 @@ def remote_site(request: pytest.FixtureRequest, tmp_path: Path, age: Age, clock:
         yield site
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("remote_site", thinned(("s3", None, "sftp", "webdav")), indirect=True, ids=str)
 def test_a_round_trip(remote_site: Site, tmp_path: Path) -> None:
     site, operations = remote_site, remote_site.operations

@@ -160,7 +160,7 @@ def _kill_while_writing(ground: Ground, volume: Path, random: Random, rounds: in
 
 
 def test_a_killed_receiver_leaves_no_gap(ground: Ground, volume: Path, rng: Random) -> None:
-    _kill_while_writing(ground, volume, rng, rounds=2)
+    _kill_while_writing(ground, volume, rng, rounds=1)
 
 
 @pytest.mark.exhaustive

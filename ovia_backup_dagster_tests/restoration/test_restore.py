@@ -365,6 +365,7 @@ def test_the_plan_says_what_will_be_lost_and_stops_there(site: Site) -> None:
     assert planned["order"]["mode"] == "swap"
 
 
+@pytest.mark.exhaustive
 def test_the_plan_lists_all_that_an_operator_must_know(site: Site) -> None:
     """Age and size of the backup, expected duration, sessions, space and the way back."""
     drilled = site.place.run("drill", site.backup.path.name)

@@ -102,7 +102,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sql", "rows"), thinned(ODD, daily=4))
+@pytest.mark.parametrize(("sql", "rows"), thinned(ODD, daily=2))
 @pytest.mark.parametrize("name", thinned(['a,b."c" d\'e', "Capital", "ö\n\\"]))
 def test_tables_of_every_kind_are_copied(site: Site, sql: list[str], rows: int, name: str) -> None:
     """The table is gone in the live database when it is restored, and so are the types that it needs."""

@@ -1026,7 +1026,7 @@ class History:
         return any(c.started_at == settled[0].started_at and c.state is State.VERIFIED for c in settled)
 
 
-many = examples(250)
+many = examples(150)
 
 
 def removed(history: History) -> set[Candidate]:
