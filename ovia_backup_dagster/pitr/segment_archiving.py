@@ -26,6 +26,7 @@ from ovia_backup_dagster.pitr.segment_files import (
     compress,
     first_record_ends_later,
     has_begun,
+    page_of_later_timeline,
     read_header,
     sha256_of_content,
 )
@@ -109,9 +110,12 @@ class SegmentArchiver:
         name, size = archive.name(segment), archive.facts.segment_bytes
         folder = folder or archive.incoming
         path = folder / name
-        wrong = read_header(path).unlike_its_name(segment, archive.system_identifier, size)
+        header = read_header(path)
+        wrong = header.unlike_its_name(segment, archive.system_identifier, size)
         if not wrong and (found := path.stat().st_size) != size:
             wrong = f"it has {found:,} bytes"
+        if not wrong and (at := page_of_later_timeline(path, segment.timeline, header.page_bytes)) is not None:
+            wrong = f"its page at byte {at:,} is of a later timeline"
         if wrong:
             raise SegmentDamagedError(
                 f"WAL segment {name} is not what its name says",

@@ -32,6 +32,8 @@ _BLOCK_BYTES = 1024 * 1024
 #: ``XLogLongPageHeaderData`` in PostgreSQL 12 to 18: magic, info, timeline, address, remaining length, padding, system
 #: identifier, sizes of a segment and of a page.
 _HEADER = struct.Struct("<HHIQIIQII")
+#: ``xlp_tli`` in each page's header.
+_TIMELINE, _TIMELINE_AT = struct.Struct("<I"), 4
 _LONG_HEADER = 0x0002
 _CONTINUES_RECORD = 0x0001
 #: Records begin at multiples of this.
@@ -104,6 +106,20 @@ def read_header(path: Path) -> SegmentHeader:
     """
     with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
         return header_in(file.read(_HEADER.size), path)
+
+
+def page_of_later_timeline(path: Path, timeline: int, page_bytes: int) -> int | None:
+    """Where the first page begins whose header names a later timeline than the segment's, in bytes; ``None`` without.
+
+    pg_waldump notices such a page only by the next one, which has the right timeline again.
+
+    Raises:
+        FileNotFoundError, VolumeError: the file cannot be read.
+    """
+    with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
+        content = file.read()
+    begins = range(0, len(content) - _SHORT_HEADER_BYTES, page_bytes)
+    return next((at for at in begins if _TIMELINE.unpack_from(content, at + _TIMELINE_AT)[0] > timeline), None)
 
 
 def header_in(content: bytes, path: Path) -> SegmentHeader:

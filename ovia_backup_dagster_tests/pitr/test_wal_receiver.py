@@ -253,9 +253,16 @@ def _flip(path: Path, offset: int, mask: int = 0x10) -> None:
 
 
 def _damage_in_records(path: Path, random: Random) -> None:
-    """Flip a bit in the records: the rest of a segment that was ended early is zeros, which no checksum covers."""
+    """Flip a bit in the records. No checksum covers the zeros at the end, nor the last bytes of a page's header."""
     used = len(path.read_bytes().rstrip(b"\0"))
-    _flip(path, random.randrange(8192, max(used - 64, 8193)), 1 << random.randrange(8))
+    offset = random.randrange(8192, max(used - 64, 8193))
+    _flip(path, offset + 4 if offset % 8192 in range(20, 24) else offset, 1 << random.randrange(8))
+
+
+def _of_a_later_timeline(path: Path, random: Random) -> None:
+    """In the last page that is used, so that no page follows that is of the right timeline."""
+    used = len(path.read_bytes().rstrip(b"\0"))
+    _flip(path, used // 8192 * 8192 + 5)
 
 
 def _of_another_cluster(path: Path, random: Random) -> None:
@@ -270,7 +277,9 @@ def _at_another_address(path: Path, random: Random) -> None:
     _flip(path, 10)
 
 
-@pytest.mark.parametrize("damage", thinned([_damage_in_records, _of_another_cluster, _cut_off, _at_another_address]))
+@pytest.mark.parametrize(
+    "damage", thinned([_damage_in_records, _of_another_cluster, _cut_off, _at_another_address, _of_a_later_timeline])
+)
 def test_a_damaged_segment_is_received_again(ground: Ground, volume: Path, rng: Random, damage: object) -> None:
     with _unarchived(ground, volume) as (archive, path):
         assert callable(damage)
