@@ -85,6 +85,10 @@ class SegmentArchiver:
             self._known.discard(segment)
         tail.clear()
 
+    def forget(self, segment: Segment) -> None:
+        """Let a segment that was archived be archived again."""
+        self._known.discard(segment)
+
     def first_unarchived(self) -> Segment | None:
         """The finished segment in ``incoming`` that :meth:`archive_finished` would archive next.
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ovia_backup_dagster.core.errors import BackupError
-from ovia_backup_dagster.core.files import as_volume_error, sync_folder
+from ovia_backup_dagster.core.files import as_volume_error, file_sha256, sync_folder
 from ovia_backup_dagster.pitr.archive import ClusterArchive, base_name
 from ovia_backup_dagster.pitr.segment_archiving import SegmentArchiver
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment
@@ -48,12 +48,23 @@ class SegmentRepair:
     def repair(self, segment: Segment) -> None:
         """Replace a finished segment in ``incoming`` by what the server still has; if it has not, set it aside.
 
+        If the server sends the same bytes, the segment before is the damaged one: a record that ends in this segment
+        was not checked when that one was archived.
+
         Raises:
             VolumeError: the volume refused, or is full.
         """
         name = self.archive.name(segment)
         with tempfile.TemporaryDirectory(prefix="ovia-wal-", dir=self.archive.folder) as folder:
             why = self._fetch(segment, Path(folder))
+            if not why and file_sha256(Path(folder) / name) == file_sha256(self.archive.incoming / name):
+                before = Segment(segment.timeline, segment.number - 1)
+                if (self.archive.incoming / self.archive.name(before)).exists():
+                    self.log(f"{name} is what the server has: {self.archive.name(before)} before it is damaged")
+                    self._withdraw(before)
+                    self.repair(before)
+                    return
+                why = "it does not continue the segment before it, and the server sends the same again"
             self.set_aside(self.archive.incoming / name)
             if not why:
                 with as_volume_error(f"cannot put {name} back"):
@@ -65,6 +76,12 @@ class SegmentRepair:
         if self.archive.archived(segment).exists():
             self.set_aside(self.archive.archived(segment))
         self.log(f"{name} is set aside, and missing in the archive: {why}. Next: ovia-backup base-backup")
+
+    def _withdraw(self, segment: Segment) -> None:
+        """Take an archived segment out of the archive, so that it is archived again."""
+        self.archiver.forget(segment)
+        if self.archive.archived(segment).exists():
+            self.set_aside(self.archive.archived(segment))
 
     def _fetch(self, segment: Segment, folder: Path) -> str:
         """Receive one segment again, without the slot, into a folder; why not, if that failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -253,10 +254,9 @@ def _flip(path: Path, offset: int, mask: int = 0x10) -> None:
 
 
 def _damage_in_records(path: Path, random: Random) -> None:
-    """Flip a bit in the records. No checksum covers the zeros at the end, nor the last bytes of a page's header."""
-    used = len(path.read_bytes().rstrip(b"\0"))
-    offset = random.randrange(8192, max(used - 64, 8193))
-    _flip(path, offset + 4 if offset % 8192 in range(20, 24) else offset, 1 << random.randrange(8))
+    """Flip a bit in a row. No checksum covers the zeros at the end, nor the few bytes between two records."""
+    rows = list(re.finditer(rb"x{20,}", path.read_bytes()))
+    _flip(path, random.randrange(*random.choice(rows).span()), 1 << random.randrange(8))
 
 
 def _of_a_later_timeline(path: Path, random: Random) -> None:
@@ -291,6 +291,26 @@ def test_a_damaged_segment_is_received_again(ground: Ground, volume: Path, rng: 
         assert path.name in names, running.log.read_text()
         assert len(list((archive.folder / SET_ASIDE).rglob(path.name))) == 1
         assert f"the server sent {path.name} again, whole" in running.log.read_text()
+
+
+def test_the_segment_before_may_be_the_damaged_one(ground: Ground, volume: Path) -> None:
+    """A record that ends in the next segment is checked with that one, when the first is archived already."""
+    with receiver(ground, volume) as running:
+        running.until_safe()
+        switch(ground)
+        ground.execute("INSERT INTO filled SELECT n, repeat('x', 100) FROM generate_series(1, 150000) n")
+        running.until_safe()
+        running.end()
+    archive = ground.archive(volume)
+    first = max(archive.archived_segments())
+    archive.archived(first).unlink()
+    path = archive.incoming / archive.name(first)
+    _flip(path, path.read_bytes().rindex(b"x"))
+    with receiver(ground, volume) as running:
+        name = switch(ground)
+        running.until(lambda status: receiving(status) and status.archived == name)
+    assert first in require_no_gap(ground, archive)
+    assert len(list((archive.folder / SET_ASIDE).rglob(path.name))) >= 1
 
 
 @pytest.mark.exhaustive
