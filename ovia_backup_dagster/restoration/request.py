@@ -63,10 +63,10 @@ class Wishes:
 
 
 def command_to_repeat(order: Order) -> str:
-    """The command that begins the same swap, undo or drop again."""
+    """The command that begins the same restore or undo again."""
     if order.mode is Mode.UNDO:
         return f"ovia-backup undo-restore --kept {shell_word(order.incoming)}"
-    return Wishes(backup=order.backup_path, mode=order.mode).command()
+    return Wishes(backup=order.backup_path, mode=order.mode, tables=order.tables).command()
 
 
 def command_to_give_up(order: Order) -> str:
