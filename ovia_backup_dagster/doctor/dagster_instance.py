@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from ovia_backup_dagster.doctor.report import Area, Observation, fail, warn
 
 MODULE = "ovia_backup_dagster.defs.instance_report"
-#: Importing Dagster takes three seconds, and its storage may be on a server that does not answer.
-TIMEOUT_SECONDS = 22
+#: Importing Dagster takes three seconds, and twenty on a busy machine; and its storage may not answer.
+TIMEOUT_SECONDS = 60
 
 
 def look_at_instance(environment: Mapping[str, str] | None = None) -> Iterator[Observation]:
@@ -37,7 +37,11 @@ def look_at_instance(environment: Mapping[str, str] | None = None) -> Iterator[O
         )
         lines = [Observation.from_dict(values) for values in json.loads(done.stdout)]
     except subprocess.TimeoutExpired:
-        yield fail(Area.DAGSTER, f"its storage did not answer in {TIMEOUT_SECONDS} s", f"check {home}/dagster.yaml")
+        yield fail(
+            Area.DAGSTER,
+            f"its storage did not answer in {TIMEOUT_SECONDS} s",
+            f"is this machine busy (uptime)? else check {home}/dagster.yaml",
+        )
     except (subprocess.CalledProcessError, ValueError) as error:
         said = getattr(error, "stderr", "").strip().splitlines()
         why = said[-1] if said else str(error)
