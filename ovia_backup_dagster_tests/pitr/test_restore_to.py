@@ -37,6 +37,7 @@ def history(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             made.commit("rows", "INSERT INTO orders SELECT n, 'x' FROM generate_series(1, 500) n", database=SHOP)
             made.base_backup()
             made.commit("good", "INSERT INTO orders VALUES (777, 'good')", database=SHOP)
+            made.running.until_safe()
             yield made
 
 
@@ -100,7 +101,9 @@ def test_deleted_rows_come_back_and_an_undo_takes_them(history: History, cli: In
 
 
 def test_before_last_drop_finds_the_instant(history: History, cli: InProcessCli) -> None:
-    history.commit("refill", "INSERT INTO orders SELECT n FROM generate_series(1, 300) n", database=SHOP)
+    history.commit(
+        "refill", "TRUNCATE orders", "INSERT INTO orders SELECT n FROM generate_series(1, 300) n", database=SHOP
+    )
     history.commit("truncate", "TRUNCATE orders", database=SHOP)
     history.commit("later", "CREATE TABLE later AS SELECT 1 AS a", database=SHOP)
     history.running.until_safe()
@@ -144,7 +147,9 @@ def test_a_backup_and_a_target_exclude_each_other(history: History, cli: InProce
 
 
 def test_a_dump_and_a_recovery_prove_each_other(history: History, cli: InProcessCli) -> None:
-    history.commit("some", "INSERT INTO orders SELECT n FROM generate_series(1, 40) n", database=SHOP)
+    history.commit(
+        "some", "TRUNCATE orders", "INSERT INTO orders SELECT n FROM generate_series(1, 40) n", database=SHOP
+    )
     dumped = cli("dump")
     assert dumped.returncode == 0, dumped.stderr
     assert "the dump ends with the commit at" in dumped.stderr
@@ -176,12 +181,13 @@ def test_a_dump_and_a_recovery_prove_each_other(history: History, cli: InProcess
 
 def test_a_dump_that_differs_is_noticed(history: History, cli: InProcessCli) -> None:
     """The manifest of a dump is altered to name a commit that is one row too early."""
+    history.commit("before", "INSERT INTO orders VALUES (9998, 'before')", database=SHOP)
     history.commit("extra", "INSERT INTO orders VALUES (9999, 'extra')", database=SHOP)
     assert cli("dump").returncode == 0
     [dump, *_] = sorted((history.volume / "daily").glob("*.dump"), reverse=True)
     manifest_path = dump.with_name(f"{dump.name}.json")
     manifest = json.loads(manifest_path.read_text())
-    before = history.end_of("some")
+    before = history.end_of("before")
     manifest["wal_point"] |= {"lsn": str(before.lsn), "xid": before.xid}
     manifest_path.write_text(json.dumps(manifest))
     assert cli("verify", "latest").returncode == 0
@@ -244,7 +250,8 @@ def test_a_full_scratch_disk_leaves_nothing(history: History, cli: InProcessCli,
         with tmpfs(small, 20 * 1024 * 1024):
             small.chmod(0o711)
             before = sorted(path.name for path in (history.volume / RECOVERED).glob("*"))
-            done = cli("restore", "--to", "1 second ago", "--yes-destroy", SHOP, DRILL_DIR=str(small))
+            target = f"xid:{history.commits['good']}"
+            done = cli("restore", "--to", target, "--yes-destroy", SHOP, DRILL_DIR=str(small))
             assert done.returncode == 1
             assert "DRILL_DIR" in done.stderr
             assert "Traceback" not in done.stderr
