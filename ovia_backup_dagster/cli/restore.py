@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 @click.option(
     "--mode",
     type=click.Choice(["swap", "drop", "new"]),
-    show_default="swap",
+    default="swap",
+    show_default=True,
     help="swap: restore beside the live database, compare, then swap the names; can be undone. drop: drop the live "
     "database first, for a server without room for two; cannot be undone. new: restore into a new database.",
 )
@@ -105,7 +106,7 @@ def restore_command(
     to: str | None,
     only_plan: bool,
     confirmation: str | None,
-    mode: str | None,
+    mode: str,
     tables: tuple[str, ...],
     into: str,
     jobs: int | None,
@@ -139,8 +140,6 @@ def restore_command(
         record = restorations.resume(log) if resume else restorations.abort(log, confirmation or "")
         print_restore(record, restorations, as_json, putting_back=abort)
         return
-    names = parse_tables(tables)
-    mode = mode or ("new" if names else "swap")
     if to is not None and backup is not None:
         raise click.UsageError("either a backup or --to: both say what is restored")
     if to is not None:
@@ -150,7 +149,7 @@ def restore_command(
         if only_plan:
             return
         # Recovering may take hours: the operator confirms before it.
-        confirmation = confirmed_name("" if mode == "new" else system.settings.postgres_db, confirmation)
+        confirmation = confirmed_name("" if mode == "new" or tables else system.settings.postgres_db, confirmation)
         backup = str(system.pitr.extractor.extract(plan.order, plan.recovered_to, log))
     if backup is None:
         # The newest backup may contain the damage that the restore is to undo, so the operator must name a backup.
@@ -167,7 +166,7 @@ def restore_command(
         privileged_roles=privileged_roles,
         even_if_damaged=even_if_damaged,
         auto_undo=auto_undo,
-        tables=names,
+        tables=parse_tables(tables),
     )
     carry_out(
         restorations,

@@ -60,7 +60,8 @@ def _bare(found: re.Match[str]) -> str:
 
 
 def _fields(options: str) -> Iterator[str]:
-    roles, replicas, tables = [], [], []
+    lists: dict[str, list[str]] = {"privileged_roles": [], "tables": []}
+    replicas = []
     for found in re.finditer(_OPTION, options):
         name, value, alone = found["name"], found["value"] or "", found["alone"]
         if alone == "plan":
@@ -72,19 +73,18 @@ def _fields(options: str) -> Iterator[str]:
         elif name == "stop-services":
             yield f"stop_services_first: {json.dumps(value == 'first')}"
         elif name == "create-privileged-role":
-            roles.append(_scalar(value))
+            lists["privileged_roles"].append(_scalar(value))
         elif name == "tables":
-            tables.append(_scalar(value))
+            lists["tables"].append(_scalar(value))
         elif name == "scale":
             service, _, count = value.rpartition("=")
             replicas.append(f"{_scalar(service)}: {count}")
         # Dropped: instead of this option, a run needs the word of its plan in ``confirm``.
         elif name != "yes-destroy":
             yield f"{name}: {_scalar(value)}".rstrip()
-    if roles:
-        yield f"privileged_roles: [{', '.join(roles)}]"
-    if tables:
-        yield f"tables: [{', '.join(tables)}]"
+    for field, values in lists.items():
+        if values:
+            yield f"{field}: [{', '.join(values)}]"
     if replicas:
         yield f"replicas: {{{', '.join(replicas)}}}"
 

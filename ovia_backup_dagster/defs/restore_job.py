@@ -19,7 +19,7 @@ from ovia_backup_dagster.defs.policies import (
     repeated,
     words_of,
 )
-from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig, RestoreMode
+from ovia_backup_dagster.defs.run_configs import RestoreAction, RestoreConfig
 from ovia_backup_dagster.health.head_line import with_log_head
 from ovia_backup_dagster.pitr.extraction import is_extract
 from ovia_backup_dagster.restoration.plan import RestorePlan
@@ -191,7 +191,7 @@ def _wishes(config: RestoreConfig, system: BackupSystem, backup: str) -> Wishes:
         backup=str(system.settings.backup_dir / backup) if extract else backup,
         # A user of the UI must not be able to open arbitrary files of the host.
         anywhere=extract,
-        mode=Mode.NEW if config.tables and config.mode is RestoreMode.swap else Mode(config.mode.value),
+        mode=Mode(config.mode.value),
         into=config.into,
         jobs=system.restore_jobs(config.jobs),
         stop_services=StopServices.FIRST if config.stop_services_first else StopServices.AT_SWAP,

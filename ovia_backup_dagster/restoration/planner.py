@@ -74,7 +74,7 @@ class Planner:
         known_bad = found.bad(backup, wishes, now)
         # Do not trust the metadata of a backup that is known to be bad.
         expected_here = known_bad or found.origin(backup, here, wishes)
-        asked, mode = wishes, wishes.mode
+        asked, mode = wishes, Mode.NEW if wishes.tables else wishes.mode
         if not live.exists and mode is not Mode.NEW:
             if not wishes.new_host:
                 wishes = replace(wishes, mode=Mode.SWAP, auto_undo=False, new_host=True)

@@ -15,7 +15,7 @@ from ovia_backup_dagster.postgres.session import connect
 from ovia_backup_dagster.restoration.preflight import Preflight
 from ovia_backup_dagster.restoration.restore_order import Order
 from ovia_backup_dagster.restoration.swap import DatabaseState
-from ovia_backup_dagster.restoration.table_copy import parts_of
+from ovia_backup_dagster.restoration.table_copy import no_table, parts_of
 
 _KINDS = ("TABLE ", "MATERIALIZED VIEW ")
 _MAY_CREATE = "SELECT current_user AS role, has_database_privilege(current_database(), 'CREATE') AS may"
@@ -48,8 +48,4 @@ def _require_listed(given: str, tables: list[str], backup: str) -> None:
     # pg_dump lists names without quotes, and with spaces for line breaks.
     listed = re.sub(r"[\r\n]", " ", " ".join(filter(None, parts_of(given))))
     if not any(f" {listed} " in f"{text} " for text in tables):
-        raise RestoreRefusedError(
-            f"there is no table {given} in {backup}",
-            why="it was made later, dropped before, or is called otherwise",
-            fix="ovia-backup verify BACKUP lists the tables of a backup",
-        )
+        raise no_table(given, backup)

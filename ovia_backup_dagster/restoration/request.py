@@ -26,7 +26,7 @@ class Wishes:
         jobs: how many entries pg_restore restores at a time.
         stop_services: when services are stopped.
         replicas: service -> its replicas afterwards, if not the same as before.
-        tables: names of tables to copy into the live database instead of replacing it.
+        tables: names of tables to copy into the live database instead of replacing it; the mode is then ``new``.
         new_host, create_roles, privileged_roles, even_if_damaged, auto_undo: as in :class:`Order`.
     """
 
@@ -76,10 +76,11 @@ def command_to_give_up(order: Order) -> str:
 
 def refuse_contradictions(wishes: Wishes) -> None:
     wrong = ""
-    if wishes.even_if_damaged and wishes.mode is not Mode.NEW:
+    whole = wishes.mode is Mode.DROP or wishes.into or wishes.even_if_damaged or wishes.auto_undo
+    if wishes.tables and whole:
+        wrong = "--mode drop, --into, --even-if-damaged and --auto-undo are for whole databases, and exclude --tables"
+    elif wishes.even_if_damaged and wishes.mode is not Mode.NEW:
         wrong = "what is damaged must not go live: --even-if-damaged needs --mode new"
-    elif wishes.tables and (wishes.mode is not Mode.NEW or wishes.into or wishes.even_if_damaged):
-        wrong = "--mode, --into and --even-if-damaged are for whole databases, and exclude --tables"
     elif wishes.into and wishes.mode is not Mode.NEW:
         wrong = "--into names a new database, and needs --mode new"
     elif wishes.auto_undo and wishes.mode is not Mode.SWAP:

@@ -121,6 +121,15 @@ def parts_of(name: str) -> tuple[str, str]:
     return (parts[0], parts[1]) if len(parts) == 2 else ("", parts[0])
 
 
+def no_table(given: str, backup: str) -> RestoreRefusedError:
+    """The error if a backup has no table of the given name."""
+    return RestoreRefusedError(
+        f"there is no table {given} in {backup}",
+        why="it was made later, dropped before, or is called otherwise",
+        fix="ovia-backup verify BACKUP lists the tables of a backup",
+    )
+
+
 def copy_tables(
     copy: Connection, live: Connection, names: Sequence[str], schema: str, mark: str, owner: str, log: Log
 ) -> list[TableCopied]:
@@ -177,12 +186,13 @@ def run(session: Session, statement: str) -> None:
 def _find(source: Session, given: str) -> _Table:
     schema, name = parts_of(given)
     found = source.execute(_TABLES, {"schema": schema, "name": name}).fetchall()
-    if len(found) != 1:
-        where = some([_qualified(each["schema"], each["name"]) for each in found])
+    if not found:
+        raise no_table(given, "the backup")
+    if len(found) > 1:
         raise RestoreRefusedError(
-            f"there is no table {given} in the backup" if not found else f"{given} is several tables: {where}",
-            why="it was made later, dropped before, or is called otherwise" if not found else "each has its schema",
-            fix="name it with its schema: --tables SCHEMA.TABLE; ovia-backup verify BACKUP lists the tables",
+            f"{given} is several tables: {some([_qualified(each['schema'], each['name']) for each in found])}",
+            why="each has its schema",
+            fix="name it with its schema: --tables SCHEMA.TABLE",
         )
     [row] = found
     columns = source.execute(_COLUMNS, (row["oid"],)).fetchall()
