@@ -22,12 +22,13 @@ from pathlib import Path
 from ovia_backup_dagster.core.errors import BackupError, CopyError, ProgramError, ProgramMissingError
 from ovia_backup_dagster.core.files import is_folder
 from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.local_cluster import Cluster, account, account_id, may_enter
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import Limits, limit_of_processes
 from ovia_backup_dagster.postgres.session import connect
-from ovia_backup_dagster.proof.target import EXCEEDED, Copy, Kind, uninterrupted
+from ovia_backup_dagster.proof.target import EXCEEDED, Copy, Kind
 
 #: The prefix of the clusters' folders; a folder with this prefix that is not in use is removed.
 PREFIX = "ovia-drill-"
@@ -122,7 +123,7 @@ def throwaway(
             if kept and server is not None:
                 server.stay()
             else:
-                with uninterrupted():
+                with signals_deferred():
                     if server is not None:
                         server.end()
                     remove_folder(place)
@@ -191,7 +192,7 @@ class ThrowawayServer:
             (place / _LAUNCHER).write_text(f"{process.pid}", encoding="ascii")
             server._wait_until_ready(cluster, place, start_seconds)
         except BaseException:
-            with uninterrupted():
+            with signals_deferred():
                 server.end()
             raise
         return server

@@ -37,10 +37,10 @@ from ovia_backup_dagster.pitr.bases import BaseBackup
 from ovia_backup_dagster.pitr.wal_feed import WalFeed
 from ovia_backup_dagster.pitr.wal_position import Lsn, Timeline
 from ovia_backup_dagster.postgres.data_stream import Log
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.local_cluster import Cluster, account
 from ovia_backup_dagster.postgres.programs import Connection, Programs, capture
 from ovia_backup_dagster.postgres.sandbox import Limits
-from ovia_backup_dagster.proof.target import uninterrupted
 
 _WAL, _WANTED, _TABLESPACES = "wal", "wanted", "tablespaces"
 AUTO_CONFIGURATION = "postgresql.auto.conf"
@@ -165,7 +165,7 @@ def recovered(
             log(f"recovered to {order.target} ({seconds(found.phases['replay'])}, {feed.delivered} segments)")
             yield found
         finally:
-            with uninterrupted():
+            with signals_deferred():
                 if server is not None:
                     server.end()
                 remove_folder(place)

@@ -1,6 +1,6 @@
 """Holds back signals for a moment in which they must not end this process.
 
-``programs`` decides when to send a signal to a program or to end it.
+The callers decide which moments: sending a signal to a program, taking back what an interrupted operation made.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import signal
 import threading
 from collections.abc import Iterator
 
-#: Signals whose handlers may end this process.
+#: Signals that ask this process to end.
 _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Deliver the signals that Python handles, which may raise an exception, only after the block."""
+    """Hold back the signals that ask this process to end while the block runs, and deliver them after it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs handlers in the main thread only
         return
     arrived: list[int] = []
     handlers = {number: signal.getsignal(number) for number in _DEFERRED}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    # A handler that C installed (None) could not be put back.
+    handlers = {number: each for number, each in handlers.items() if each not in (None, signal.SIG_IGN)}
     try:
         for number in handlers:
             signal.signal(number, lambda number, _: arrived.append(number))

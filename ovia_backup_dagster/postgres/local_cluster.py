@@ -23,6 +23,7 @@ from pathlib import Path
 from ovia_backup_dagster.core.errors import ProgramError, StalledError
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.postgres import shared_libraries
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.server_messages import without_values
@@ -247,22 +248,36 @@ class Cluster:
             owner = None
         # Into a file, because the server inherits the output from pg_ctl, and a pipe would never close.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=False,
                 cwd=self.folder,
                 env={**self.environment, **({} if self.sandbox else shared_libraries.environment(command[0]))},
                 user=owner.pw_uid if owner else None,
                 group=owner.pw_gid if owner else None,
                 extra_groups=[] if owner else None,
-                timeout=_PROGRAM_SECONDS,
                 start_new_session=True,  # so that Ctrl-C at this terminal does not reach the server
-            ).returncode
+            )
+            try:
+                code = process.wait(_PROGRAM_SECONDS)
+            except BaseException:
+                with signals_deferred():
+                    _end(process)
+                raise
             output.seek(0)
             return subprocess.CompletedProcess(command, code, output.read())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a program and what it started: a launcher ends all of that, which SIGKILL would not let it do."""
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def account() -> pwd.struct_passwd | None:

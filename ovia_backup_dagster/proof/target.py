@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import psycopg
 from ovia_backup_dagster.core.errors import AdvisoryLockHeldError, BackupError, CopyError, DrillLimitError
 from ovia_backup_dagster.postgres.advisory_lock import AdvisoryLock
 from ovia_backup_dagster.postgres.data_stream import Log, decode_text, statements
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier, sql_string
 from ovia_backup_dagster.postgres.sandbox import Limits, exceeded
@@ -242,25 +241,6 @@ def _configured(session: psycopg.Connection[dict[str, Any]], statement: bytes, g
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """While the block runs, hold back signals that ask this process to end; deliver one after the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are only delivered to the main thread
-        return
-    came: list[int] = []
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    numbers = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        if came:
-            signal.raise_signal(came[0])
-
-
-@contextmanager
 def scratch_database(server: Connection, database: str, source: Source, *, keep: bool, log: Log) -> Iterator[Copy]:
     """A database on a given server that exists only while the block runs.
 
@@ -297,7 +277,7 @@ def scratch_database(server: Connection, database: str, source: Source, *, keep:
         finally:
             if not kept:
                 # A new session, because the server may have been restarted meanwhile.
-                with uninterrupted(), contextlib.suppress(BackupError), connect(maintenance) as again:
+                with signals_deferred(), contextlib.suppress(BackupError), connect(maintenance) as again:
                     _drop(again, name)
 
 

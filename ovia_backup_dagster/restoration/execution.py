@@ -18,8 +18,8 @@ from ovia_backup_dagster.core.errors import (
     ServiceManagerUnreachableError,
     VolumeError,
 )
+from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.quoting import shell_word
-from ovia_backup_dagster.proof.target import uninterrupted
 from ovia_backup_dagster.restoration.folder import RestoreFolder
 from ovia_backup_dagster.restoration.journal import Journal, JournalMark
 from ovia_backup_dagster.restoration.record import Record, record_of
@@ -64,7 +64,7 @@ class StepByStep:
             return self._after(error)
         except BaseException:
             # An operator cancelled, or this program has a defect: the process still runs, and cleans up.
-            with uninterrupted():
+            with signals_deferred():
                 try:
                     self.put_back()
                 except BackupError as left:
@@ -124,7 +124,7 @@ class StepByStep:
             with contextlib.suppress(VolumeError):
                 # Most of putting back needs no journal: services must not stay down because the volume is full.
                 journal.write(JournalMark.PUTTING_BACK)
-            with uninterrupted():
+            with signals_deferred():
                 problems = back.put_back(work)
             for problem in problems:
                 work.log(problem.account)

@@ -377,6 +377,21 @@ def test_a_signalled_drill_cleans_up(place: Place, where: str, number: signal.Si
     next_one_passes(place, "--where", where)
 
 
+def test_a_drill_signalled_during_initdb_ends_its_processes(place: Place) -> None:
+    """A process that initdb had started could otherwise write into the folder while it is removed."""
+    with ended_by_then(place.start("drill", "--where", "throwaway")) as running:
+        until(lambda: "postgres" in servers(place).values(), 30, pause=0.001)
+        for pid, name in servers(place).items():
+            if name == "postgres":
+                os.kill(pid, signal.SIGSTOP)  # it cannot notice by itself that initdb has ended
+        running.send(signal.SIGTERM)
+        ended = running.wait()
+    assert servers(place) == {}
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    assert "restoring" not in ended.output
+    nothing_left(place)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("where", ["throwaway", "database"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

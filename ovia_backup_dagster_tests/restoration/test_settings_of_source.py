@@ -17,13 +17,12 @@ from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.session_settings import SESSION_OPTIONS, pg_options
 from ovia_backup_dagster_tests.conftest import PortCluster, admin, running_cluster
 from ovia_backup_dagster_tests.faults.conftest import place_for
-from ovia_backup_dagster_tests.support.drilling import one
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 from ovia_backup_dagster_tests.support.restoring import Site
 
 NAME = "obeys"
 SECRET = "s3cret of a tenant's"
-#: Settings of the source's server; the last one ends idle sessions of every role and database.
+#: Settings of the source's server.
 SERVER = {
     "timezone": "Asia/Kolkata",
     "datestyle": "German, DMY",
@@ -31,7 +30,6 @@ SERVER = {
     "extra_float_digits": "-3",
     "default_text_search_config": "pg_catalog.german",
     "transform_null_equals": "on",
-    "idle_session_timeout": "100ms",
 }
 #: Rows that are valid under the settings of the server, the database, its owner, and its owner in the database.
 SCHEMA = r"""
@@ -90,6 +88,9 @@ STOPPING = (
     "ALTER DATABASE {0} SET role = writer",
     "ALTER ROLE writer IN DATABASE {0} SET statement_timeout = 1",
     "ALTER ROLE postgres IN DATABASE {0} SET idle_session_timeout = 1",
+    # From here on, the server ends idle sessions of every role and database.
+    "ALTER SYSTEM SET idle_session_timeout = '100ms'",
+    "SELECT pg_reload_conf()",
 )
 #: Settings that would end the tests' own sessions, turned off.
 OURS = {
@@ -127,7 +128,6 @@ def site(harsh: PortCluster, full_bin_dir: Path, tmp_path_factory: pytest.TempPa
     with psycopg.connect(
         host=live.host, port=live.port, dbname=NAME, user=live.user, autocommit=True, options=options
     ) as session:
-        session.execute("SET idle_session_timeout = 0")
         for statement in SCHEMA.split(";\n"):
             # This session began before the configuration existed, so the setting must be repeated.
             session.execute(statement.encode())
@@ -151,9 +151,18 @@ def held(to: Connection) -> str:
                              (SELECT md5(string_agg(b::text, ' ' ORDER BY id)) FROM big b),
                              (SELECT string_agg(m::text, ' ') FROM mv2 m)))
     """
+    return value(to, query)
+
+
+def settings_of(to: Connection, name: str) -> str:
+    """The settings of a database, and of each role in it."""
+    return value(to.to("postgres"), _SETTINGS_OF.format(name))
+
+
+def value(to: Connection, query: str) -> str:
     options = f"{SESSION_OPTIONS} {pg_options(OURS)}"
     with psycopg.connect(host=to.host, port=to.port, dbname=to.database, user=to.user, options=options) as session:
-        row = session.execute(query).fetchone()
+        row = session.execute(query.encode()).fetchone()
     assert row is not None
     return str(row[0])
 
@@ -161,13 +170,13 @@ def held(to: Connection) -> str:
 @pytest.mark.exhaustive
 def test_drop_and_swap_restore_the_rows_and_settings(site: Site) -> None:
     """Mode drop, which drills first; then mode swap."""
-    settings = one(site.live.to("postgres"), _SETTINGS_OF.format(NAME))
+    settings = settings_of(site.live, NAME)
     for arguments in (("--mode", "drop"), ("--mode", "swap")):
         ended = site.restore(*arguments)
         assert ended.code == 0, ended.output
         assert SECRET not in ended.output
         assert held(site.live) == site.then
-        assert one(site.live.to("postgres"), _SETTINGS_OF.format(NAME)) == settings
+        assert settings_of(site.live, NAME) == settings
 
 
 @pytest.mark.exhaustive
@@ -179,8 +188,8 @@ def test_a_new_database_gets_the_rows_and_settings(site: Site, arguments: tuple[
     assert "lost:" not in ended.output
     assert held(site.live.to(made)) == site.then
     # The settings used while loading are gone: the database has those of the source.
-    settings = one(site.live.to("postgres"), _SETTINGS_OF.format(NAME))
-    assert one(site.live.to("postgres"), _SETTINGS_OF.format(made)) == settings
+    settings = settings_of(site.live, NAME)
+    assert settings_of(site.live, made) == settings
 
 
 @pytest.mark.exhaustive
