@@ -26,11 +26,12 @@ from ovia_backup_dagster.pitr.segment_files import (
     compress,
     first_record_ends_later,
     has_begun,
+    last_page_with_a_record,
     page_of_later_timeline,
     read_header,
     sha256_of_content,
 )
-from ovia_backup_dagster.pitr.wal_position import PARTIAL, Segment, parse_history_name
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, parse_history_name
 from ovia_backup_dagster.pitr.wal_records import NO_RECORD, check_records
 from ovia_backup_dagster.postgres.programs import Programs
 
@@ -126,8 +127,13 @@ class SegmentArchiver:
                 why=wrong,
                 fix="dmesg | tail; is another program writing into the folder? then: ovia-backup base-backup",
             )
+        # What begins in a segment before was decoded with it, but for the record that ends in this one.
+        start = None
+        if before:
+            page = last_page_with_a_record(folder / archive.name(before[0]), header.page_bytes)
+            start = Lsn(before[0].start(size).bytes + page)
         try:
-            check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)])
+            check_records(self.programs, folder, [archive.name(each) for each in (*before, segment)], start)
         except SegmentDamagedError as error:
             # The largest records fill several segments: this one is checked with the segment in which it ends.
             chain = (*before, segment)

@@ -32,13 +32,14 @@ _BLOCK_BYTES = 1024 * 1024
 #: ``XLogLongPageHeaderData`` in PostgreSQL 12 to 18: magic, info, timeline, address, remaining length, padding, system
 #: identifier, sizes of a segment and of a page.
 _HEADER = struct.Struct("<HHIQIIQII")
-#: ``xlp_tli`` in each page's header.
-_TIMELINE, _TIMELINE_AT = struct.Struct("<I"), 4
+#: ``XLogPageHeaderData``, which each page has: magic, info, timeline, address, remaining length, padding.
+_PAGE_HEADER = struct.Struct("<HHIQII")
+#: ``xl_tot_len`` at the beginning of each record.
+_RECORD_LENGTH = struct.Struct("<I")
 _LONG_HEADER = 0x0002
 _CONTINUES_RECORD = 0x0001
 #: Records begin at multiples of this.
 _ALIGNMENT = 8
-_SHORT_HEADER_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class SegmentHeader:
     def begins_a_record(self) -> bool:
         """Whether a record begins in the segment; the largest records fill several segments. pg_waldump needs one."""
         pages = self.segment_bytes // max(self.page_bytes, 1)
-        return self.continued < self.segment_bytes - _HEADER.size - (pages - 1) * _SHORT_HEADER_BYTES
+        return self.continued < self.segment_bytes - _HEADER.size - (pages - 1) * _PAGE_HEADER.size
 
     @property
     def first_record(self) -> int:
@@ -73,11 +74,11 @@ class SegmentHeader:
         offset, left, room = _HEADER.size, self.continued, self.page_bytes - _HEADER.size
         while left > room:
             left -= room
-            offset += room + _SHORT_HEADER_BYTES
-            room = self.page_bytes - _SHORT_HEADER_BYTES
+            offset += room + _PAGE_HEADER.size
+            room = self.page_bytes - _PAGE_HEADER.size
         end = offset + left
         aligned = -(-end // _ALIGNMENT) * _ALIGNMENT
-        return aligned + _SHORT_HEADER_BYTES if aligned % self.page_bytes == 0 else aligned
+        return aligned + _PAGE_HEADER.size if aligned % self.page_bytes == 0 else aligned
 
     def unlike_its_name(self, segment: Segment, system_identifier: str, segment_bytes: int) -> str:
         """What differs from the segment that its name says; empty if nothing does."""
@@ -118,8 +119,32 @@ def page_of_later_timeline(path: Path, timeline: int, page_bytes: int) -> int | 
     """
     with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
         content = file.read()
-    begins = range(0, len(content) - _SHORT_HEADER_BYTES, page_bytes)
-    return next((at for at in begins if _TIMELINE.unpack_from(content, at + _TIMELINE_AT)[0] > timeline), None)
+    begins = range(0, len(content) - _PAGE_HEADER.size, page_bytes)
+    return next((at for at in begins if _PAGE_HEADER.unpack_from(content, at)[2] > timeline), None)
+
+
+def last_page_with_a_record(path: Path, page_bytes: int) -> int:
+    """Where the last page begins in which a record begins, in bytes; 0 if there is none after the first page.
+
+    Raises:
+        FileNotFoundError, VolumeError: the file cannot be read.
+    """
+    with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
+        for at in range(os.fstat(file.fileno()).st_size - page_bytes, 0, -page_bytes):
+            file.seek(at)
+            page = file.read(page_bytes)
+            if len(page) == page_bytes and _begins_a_record(page):
+                return at
+    return 0
+
+
+def _begins_a_record(page: bytes) -> bool:
+    """Whether a record begins in a page that is not the segment's first."""
+    _, info, _, _, remaining, _ = _PAGE_HEADER.unpack_from(page)
+    continued = remaining if info & _CONTINUES_RECORD else 0
+    at = _PAGE_HEADER.size + -(-continued // _ALIGNMENT) * _ALIGNMENT
+    # After the switch to another segment, the rest of the segment is zeros.
+    return at < len(page) and bool(_RECORD_LENGTH.unpack_from(page, at)[0])
 
 
 def header_in(content: bytes, path: Path) -> SegmentHeader:
@@ -155,9 +180,9 @@ def first_record_ends_later(path: Path, segments: int) -> bool:
     begin = header.first_record
     with as_volume_error(f"cannot read {path}", passing=FileNotFoundError), reader(path) as file:
         file.seek(begin)
-        (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
+        (length,) = _RECORD_LENGTH.unpack(file.read(_RECORD_LENGTH.size).ljust(_RECORD_LENGTH.size, b"\0"))
     room = segments * header.segment_bytes - begin
-    return bool(length > room - room // header.page_bytes * _SHORT_HEADER_BYTES)
+    return bool(length > room - room // header.page_bytes * _PAGE_HEADER.size)
 
 
 def has_begun(path: Path) -> bool:

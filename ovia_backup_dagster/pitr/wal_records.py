@@ -108,19 +108,21 @@ def require_program(programs: Programs, major: int) -> None:
         )
 
 
-def check_records(programs: Programs, folder: Path, names: Sequence[str]) -> None:
+def check_records(programs: Programs, folder: Path, names: Sequence[str], start: Lsn | None = None) -> None:
     """Decode every record of finished segments.
 
     Args:
         programs: the client programs.
         folder: where the segments are.
         names: their names, in order without a hole. The record that begins in one and ends in the next is checked, too.
+        start: where to begin in the first one, at the start of a page; ``None`` for its start.
 
     Raises:
         SegmentDamagedError: a record does not have its checksum, or is not what PostgreSQL writes.
     """
     ends = dict.fromkeys((names[0], names[-1]))
-    command = (programs.path("pg_waldump"), "--quiet", f"--path={folder}", *ends)
+    begin = () if start is None else (f"--start={start}",)
+    command = (programs.path("pg_waldump"), "--quiet", f"--path={folder}", *begin, *ends)
     code, _, stderr = capture(command)
     if code != 0:
         said = stderr.strip().splitlines()[-1] if stderr.strip() else f"pg_waldump ended with code {code}"

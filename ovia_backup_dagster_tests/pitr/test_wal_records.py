@@ -11,9 +11,9 @@ import pytest
 
 from ovia_backup_dagster.pitr import wal_records
 from ovia_backup_dagster.pitr.archive import ClusterArchive
-from ovia_backup_dagster.pitr.segment_files import compress
-from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Timeline
-from ovia_backup_dagster.pitr.wal_records import WalReader
+from ovia_backup_dagster.pitr.segment_files import compress, last_page_with_a_record
+from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
+from ovia_backup_dagster.pitr.wal_records import WalReader, check_records
 from ovia_backup_dagster_tests.pitr.received_shop import Shop
 
 _LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
@@ -98,3 +98,38 @@ def test_a_record_ends_where_the_next_begins(shop: Shop) -> None:
 
     assert len(records) > 1800
     assert [record.end(size) for record in records[:-1]] == [record.lsn for record in records[1:]]
+
+
+def test_the_last_page_with_a_record_is_found(shop: Shop) -> None:
+    """With the next segment: what ends in the segment itself was decoded with it."""
+    start = shop.here()
+    shop.run("CREATE TABLE wide_rows (note text)", "ALTER TABLE wide_rows ALTER COLUMN note SET STORAGE plain")
+    for statement in (
+        "INSERT INTO wide_rows SELECT repeat('x', 8000) FROM generate_series(1, 2100)",
+        "SELECT pg_switch_wal()",
+        "SELECT pg_logical_emit_message(false, 'test', 'ends with a switch')",
+        "SELECT pg_switch_wal()",
+        "SELECT pg_logical_emit_message(false, 'test', repeat('many pages', 400000))",
+        "SELECT pg_logical_emit_message(false, 'test', repeat('many segments', 3000000))",
+        "INSERT INTO wide_rows SELECT repeat('y', 8000 - i) FROM generate_series(1, 4200) i",
+    ):
+        shop.run(statement)
+    shop.receive()
+    size, received = shop.archive.facts.segment_bytes, shop.archive.received()
+    begins: dict[int, Lsn] = {}
+    for record in shop.reader.records(Timeline(1), start):
+        begins[record.lsn.bytes // size] = record.lsn
+    finished = [segment for segment in received if segment.number >= start.bytes // size][:-1]
+    assert len(finished) >= 6
+
+    for segment in finished:
+        path = received[segment]
+        page = last_page_with_a_record(path, 8192)
+        lsn = begins.get(segment.number)
+        assert page == (lsn.bytes % size // 8192 * 8192 if lsn else 0), segment
+        # The record that ends in a later segment.
+        until = min((number for number in begins if number > segment.number), default=0)
+        if lsn and Segment(1, until) in finished:
+            names = [shop.archive.name(Segment(1, number)) for number in range(segment.number, until + 1)]
+            check_records(shop.ground.programs, path.parent, names, Lsn(segment.start(size).bytes + page))
+    assert any(segment.number not in begins for segment in finished)
