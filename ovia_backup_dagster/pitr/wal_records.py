@@ -20,7 +20,7 @@ from ovia_backup_dagster.core.errors import VersionMismatchError
 from ovia_backup_dagster.core.files import reader, scratch
 from ovia_backup_dagster.core.pitr_errors import SegmentDamagedError, WalGapError
 from ovia_backup_dagster.pitr.archive import ClusterArchive
-from ovia_backup_dagster.pitr.segment_files import decompress, has_begun
+from ovia_backup_dagster.pitr.segment_files import SegmentHeader, content, decompress, has_begun, header_in, read_header
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
 from ovia_backup_dagster.postgres.programs import Programs, capture
 from ovia_backup_dagster.postgres.programs import start as start_program
@@ -199,11 +199,11 @@ class WalReader:
             last = min(last, max(first, (end.bytes - 1) // size))
         for number in range(first, last + 1, AT_ONCE):
             numbers = range(number, min(number + AT_ONCE, last + 1))
-            # The last record may end in the next segment.
-            wanted = [timeline.segment(each, size) for each in (*numbers, numbers[-1] + 1)]
-            for segment in wanted[:-1]:
+            inside = [timeline.segment(each, size) for each in numbers]
+            for segment in inside:
                 if segment not in received and segment not in archived:
                     raise self._gap(segment)
+            wanted = [*inside, *self._up_to_a_record(timeline, numbers[-1] + 1)]
             stop = Lsn((numbers[-1] + 1) * size)
             begin, limit = max(start, Lsn(number * size)), min(end, stop) if end is not None else stop
             with self._staged(wanted) as folder:
@@ -215,11 +215,31 @@ class WalReader:
                         pattern,
                         begin,
                         limit,
-                        [f"--end={Lsn(stop.bytes + size)}", *(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
-                        ends_early=wanted[-2] in received or wanted[-1] not in archived,
+                        [f"--end={wanted[-1].end(size)}", *(f"--rmgr={rmgr}" for rmgr in rmgrs), *options],
+                        ends_early=inside[-1] in received or wanted[-1] not in archived,
                     )
                 ):
                     begin = Lsn((begin.bytes // size + 1) * size)
+
+    def _up_to_a_record(self, timeline: Timeline, number: int) -> list[Segment]:
+        """The segments from one on, up to the first in which a record begins or that was not received.
+
+        The last record before them may end in any of them.
+        """
+        found: list[Segment] = []
+        while True:
+            found.append(segment := timeline.segment(number + len(found), self.archive.facts.segment_bytes))
+            header = self._header(segment)
+            if header is None or header.begins_a_record:
+                return found
+
+    def _header(self, segment: Segment) -> SegmentHeader | None:
+        if segment in self._begun():
+            for path in self._received_as(segment):
+                with contextlib.suppress(FileNotFoundError):
+                    return read_header(path)
+        archived = self.archive.archived(segment)
+        return header_in(next(content(archived)), archived) if archived.exists() else None
 
     def _dumped(
         self,
@@ -290,11 +310,15 @@ class WalReader:
 
         pg_receivewal renames it when it is finished, and then it is archived and removed. An open file can be read on.
         """
-        name = self.archive.name(segment)
-        for path in (self.archive.incoming / f"{name}{PARTIAL}", self.archive.incoming / name):
+        for path in self._received_as(segment):
             with contextlib.suppress(FileNotFoundError):
                 return opened.enter_context(reader(path))
         return None
+
+    def _received_as(self, segment: Segment) -> tuple[Path, Path]:
+        """The paths that a segment has in turn: unfinished, finished."""
+        name = self.archive.name(segment)
+        return self.archive.incoming / f"{name}{PARTIAL}", self.archive.incoming / name
 
     def _begun(self) -> dict[Segment, Path]:
         """The received segments; pg_receivewal fills a new one with zeros before it writes."""

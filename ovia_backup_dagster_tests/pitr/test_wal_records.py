@@ -15,6 +15,7 @@ from ovia_backup_dagster.pitr.segment_files import compress, last_page_with_a_re
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader, check_records
 from ovia_backup_dagster_tests.pitr.received_shop import Shop
+from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 _LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
 
@@ -38,6 +39,24 @@ def test_a_record_across_two_batches_is_read(shop: Shop, monkeypatch: pytest.Mon
     assert some == at_once[:200]
     assert matches == [record.lsn for record in at_once]
     assert sum(record.text.startswith("INSERT") for record in at_once) == 4200
+
+
+@pytest.mark.parametrize("at_once", thinned([1, 2]))
+def test_a_record_longer_than_a_batch_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    start = shop.here()
+    for what, length in (("long", 2_500_000), ("short", 10), ("longer", 5_000_000)):
+        shop.run(f"SELECT pg_logical_emit_message(true, '{what}', repeat('message', {length}))")
+    end = shop.here()
+    shop.receive()
+    size = shop.archive.facts.segment_bytes
+    assert end.bytes // size >= start.bytes // size + 3
+
+    monkeypatch.setattr(wal_records, "AT_ONCE", 64)
+    expected = [(record.lsn, record.text[:40]) for record in shop.reader.records(Timeline(1), start, end)]
+    monkeypatch.setattr(wal_records, "AT_ONCE", at_once)
+
+    assert [(record.lsn, record.text[:40]) for record in shop.reader.records(Timeline(1), start, end)] == expected
+    assert {"long", "short", "longer"} <= {text.split('"')[1] for _, text in expected if text.startswith("MESSAGE")}
 
 
 def test_the_empty_rest_of_a_segment_is_passed_over(shop: Shop) -> None:
