@@ -125,8 +125,8 @@ def require_no_gap(ground: Ground, archive: ClusterArchive) -> list[Segment]:
     for segment in segments:
         name = archive.name(segment)
         if (ground.cluster.data / "pg_wal" / name).exists():
-            pairs = zip(archived_bytes(archive, segment), server_segment(ground, name), strict=True)
-            assert [number for number, (ours, theirs) in enumerate(pairs) if ours != theirs] == [], name
+            same = archived_bytes(archive, segment) == server_segment(ground, name)
+            assert same, name  # pytest would compare 16 MB byte by byte
     return segments
 
 

@@ -133,7 +133,8 @@ def _kill_while_writing(ground: Ground, volume: Path, random: Random, rounds: in
     def write() -> None:
         with admin(ground.cluster) as session:
             session.execute("CREATE TABLE IF NOT EXISTS written (a int, b text)")
-            while not stop.is_set():
+            # Not as fast as it can: everything that it writes is received, archived and compared.
+            while not stop.wait(0.02):
                 session.execute("INSERT INTO written SELECT n, repeat('y', 500) FROM generate_series(1, 2000) n")
 
     writer = threading.Thread(target=write)
