@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from ovia_backup_dagster.pitr.archive import ClusterArchive
 from ovia_backup_dagster.pitr.segment_files import compress, last_page_with_a_record
 from ovia_backup_dagster.pitr.wal_position import PARTIAL, Lsn, Segment, Timeline
 from ovia_backup_dagster.pitr.wal_records import WalReader, check_records
-from ovia_backup_dagster_tests.pitr.received_shop import Shop
+from ovia_backup_dagster_tests.pitr.received_shop import Shop, shop_on
 from ovia_backup_dagster_tests.support.exhaustive import thinned
 
 _LSN = re.compile(rb".* lsn: (?P<lsn>\w+/\w+), prev ")
+
+
+@pytest.fixture(scope="module")
+def shop(full_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop of this module's own: others would read the much WAL that it writes."""
+    with shop_on(full_bin_dir, tmp_path_factory.mktemp("shop") / "volume") as shop:
+        yield shop
 
 
 def test_a_record_across_two_batches_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
