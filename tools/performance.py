@@ -22,9 +22,10 @@ _INTRODUCTION = """# Performance
 
 Measured by `make bench` with a real PostgreSQL server, the full build, on a database of half the demo's tables and half
 prose. Sides that are compared take turns, five rounds, each round beginning with another side; a ratio is taken in each
-round, and what stands here is the median, with the lowest and the highest in parentheses. No cache is dropped: what is
-read is in memory on all sides. Before each side, free memory is filled with another file's cache, as on a server that
-has run for a day: a virtual machine may hand free memory back to its host, and here it took 2.3 s to get a GB again.
+round, and the figure given here is the median, with the lowest and the highest in parentheses. No cache is dropped:
+what is read is in memory on all sides. Before each side, free memory is filled with another file's cache, as on a
+server that has run for a day: a virtual machine may hand free memory back to its host, and here it took 2.3 s to get
+a GB again.
 """
 
 
@@ -160,7 +161,10 @@ def _verification(part: Json) -> Iterator[str]:
             ("SHA-256 of the archive, which comes before the pass", spread(seconds["hash_archive"])),
         ],
     )
-    yield f"The pass takes {spread(times, 2)} times as long as the two after each other.\n"
+    yield (
+        f"The pass takes {spread(times, 2)} times as long as `pg_restore --file=/dev/null` and the SHA-256 of the "
+        "decoded text, one after the other.\n"
+    )
     if times["median"] > 1.8:
         yield (
             "**What bounds e**: what pg_restore decodes goes through a pipe, and its newlines are counted, which costs "

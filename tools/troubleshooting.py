@@ -27,8 +27,8 @@ PostgreSQL says and no table here has is shown as it is.
 Before anything fails: `ovia-backup doctor`. How the backups stand: `ovia-backup status`, `ovia-backup list`.
 """
 _RESTORE = """\
-What was met, the likely cause, and the next command stand in the message: they depend on what there is. Where one is
-unfinished, nothing new begins: [what then](runbook.md#a-restore-was-killed-half-way).
+The message names what was found, the likely cause and the next command, which depend on the situation. While a restore
+is unfinished, no other begins: [what then](runbook.md#a-restore-was-killed-half-way).
 """
 _OTHERS = """\
 These, too, name cause and command in their message.

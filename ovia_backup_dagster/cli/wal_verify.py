@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def wal_verify_command(records: bool, as_json: bool) -> None:
     """Read every archived segment back, and name what is missing or damaged. Exit code 1: something is.
 
-    The contents of base backups are verified when they are made; here it counts that their files and WAL are there.
+    The contents of base backups are verified when they are made; this command checks only that
+    their files and WAL exist.
     """
     from ovia_backup_dagster.pitr.archive import cluster_archives
     from ovia_backup_dagster.pitr.wal_verification import verify_archive

@@ -488,7 +488,7 @@ class RemoteLockedError(RemoteError):
 
 
 class CopyDamagedError(RemoteError):
-    """A copy is not what was sent: cut off, altered, exchanged or incomplete."""
+    """A copy differs from what was sent: cut off, altered, replaced or incomplete."""
 
 
 # ---- alerts

@@ -169,8 +169,8 @@ def _recovered(context: dg.OpExecutionContext, config: RestoreConfig, system: Ba
     """
     if config.action is not RestoreAction.plan:
         raise RestoreRefusedError(
-            "nothing was done: `to` is for action: plan",
-            why="such as `5 minutes ago` is another instant at each launch",
+            "nothing was done: `to` is valid only with `action: plan`",
+            why="a relative time, such as `5 minutes ago`, is a different instant at each launch",
             fix="launch it again with the fields that the plan printed: backup, action and confirm, without `to`",
         )
     log = context.log.info

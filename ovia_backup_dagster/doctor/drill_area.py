@@ -89,7 +89,7 @@ def _folder(system: BackupSystem, folder: Path) -> Iterator[Observation]:
         return
     left = remains(folder)
     if left:
-        text = f"{len(left)} copies were kept or left by killed drills, such as {left[0]}"
+        text = f"{len(left)} copies remain, kept on request or left by killed drills, such as {left[0]}"
         yield warn(Area.DRILLS, text, "nothing: the next drill removes them; at once: ovia-backup drill --remove-copy")
     try:
         newest = next(system.catalog.newest_first(), None)

@@ -121,7 +121,7 @@ def _role(system: BackupSystem, server: _Server) -> Iterator[Observation]:
         text = f"role {user} does not have {attribute.upper()}"
         yield fail(Area.PITR, text, server.psql, f"ALTER ROLE {name} {attribute.upper()};")
     if not role["identifies"]:
-        text = f"role {user} may not call pg_control_system(), by which one cluster is told from another"
+        text = f"role {user} may not call pg_control_system(), which distinguishes one cluster from another"
         grant = f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO {name};"
         yield fail(Area.PITR, text, server.psql, grant)
     if role["superuser"]:

@@ -61,7 +61,7 @@ _DESCRIPTIONS = {
     Area.RESTORES: "A restore can be made, and none is unfinished.",
     Area.REMOTES: "Each remote can be reached, is ours, and has fresh and whole copies.",
     Area.PITR: "WAL can be received and base backups be made, and they are; or point-in-time recovery is off.",
-    Area.ALERTS: "People can be told.",
+    Area.ALERTS: "Alerts can be delivered.",
     Area.DAGSTER: "Dagster's daemons run, its triggers are on, and its limits keep runs apart.",
 }
 

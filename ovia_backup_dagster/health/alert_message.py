@@ -86,7 +86,7 @@ def alert(sender: Sender, state: Condition) -> tuple[str, str]:
 
     Args:
         sender: the database.
-        state: the condition of its backups; something is wrong.
+        state: the condition of its backups, which has at least one trouble.
     """
     failed, rejected = state.failed, state.found.rejected if state.found else ()
     # A failed run or a bad dump explains more than a guess.

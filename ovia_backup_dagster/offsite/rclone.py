@@ -374,7 +374,7 @@ class Remote(RcloneCalls):
 
 
 class _Counted:
-    """A pipe that counts the bytes which pass, so that a transfer that stands still is noticed."""
+    """A pipe that counts the bytes which pass, so that a transfer that stalls is noticed."""
 
     def __init__(self, pipe: IO[bytes], moved: list[int]) -> None:
         self._pipe, self._moved = pipe, moved
@@ -400,7 +400,7 @@ class _Counted:
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
     until = None
-    with contextlib.suppress(ValueError):  # a store's user may name a value of this name as they like
+    with contextlib.suppress(ValueError):  # a user of the store may set metadata of this name to any value
         until = datetime.fromisoformat((entry.get("Metadata") or {}).get("object-lock-retain-until-date", ""))
     return Stored(
         size_bytes=int(entry["Size"]),

@@ -1,7 +1,7 @@
 """What happens to received segments that cannot be archived: fetched again while the server has them, else set aside.
 
 Nothing is deleted: files go to ``set-aside/<UTC>/`` in the cluster's folder. A segment that is set aside leaves a hole
-in the archive, which ``recovery_catalog`` finds and people are told of.
+in the archive, which ``recovery_catalog`` finds and alerts report.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Words:
         """
         try:
             with as_volume_error(f"cannot read {path}", passing=FileNotFoundError):
-                # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+                # O_NONBLOCK: opening a FIFO without a writer would wait forever.
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None

@@ -110,7 +110,7 @@ class KeptDatabases:
         """Announce that kept databases will be dropped, and drop those that have expired.
 
         Args:
-            keep: how long they are kept; zero keeps them for ever.
+            keep: how long they are kept; zero keeps them forever.
             tell: sends a title and a text; returns whether a recipient accepted them.
             now: the present (UTC).
             log: receives progress lines.
@@ -156,7 +156,7 @@ class KeptDatabases:
                 folder.announce(each.name, now)
                 log(title)
             else:
-                log(f"{each.name} stays: no one could be told that it will be dropped")
+                log(f"{each.name} stays: no one could be notified that it will be dropped")
         elif what is Fate.DROP:
             left = self._drop(each.name)
             text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"

@@ -129,7 +129,7 @@ class Preflight:
         elsewhere = replace(wishes, mode=Mode.NEW, auto_undo=False, into=restore_name(database, backup.started_at))
         self.refuse(
             f"{backup} is of database {held}, and not of {database}",
-            "it stands among the wrong backups, or the database was renamed since",
+            "it is in the wrong folder of backups, or the database was renamed since",
             f"choose another: ovia-backup list; for a look: {elsewhere.command()}; if it was renamed: "
             + replace(wishes, new_host=True).command(),
         )

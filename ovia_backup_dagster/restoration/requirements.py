@@ -368,8 +368,10 @@ def versions_differ(source: Mapping[str, str], here: Mapping[str, str], place: s
     if not different:
         return []
     pairs = some([f"{name} {source[name]}, here {here[name]}" for name in different])
-    text = f"text sorts by another version at {place} than in the source ({pairs}): a restore builds every index itself"
-    return [f"{text}, and they are right; rows may be outside of a partition's range of text, or fail a CHECK"]
+    return [
+        f"text sorts by another version at {place} than in the source ({pairs}): indexes are correct, because a "
+        "restore builds every index itself; rows may be outside a partition's range of text, or fail a CHECK"
+    ]
 
 
 def _only_a_superuser(

@@ -196,7 +196,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if not role["creates_databases"]:
             refuse(
                 f"role {acting} may not make or rename a database{instead}",
-                "it has not CREATEDB",
+                "it does not have CREATEDB",
                 f"as a superuser: ALTER ROLE {me} CREATEDB; or set RESTORE_POSTGRES_USER to a role that may",
             )
         row = session.execute(_DATABASE, [database]).fetchone()
@@ -205,7 +205,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if not row["ours"]:
             refuse(
                 f"database {database} belongs to {row['owner']}",
-                f"role {acting} has not its rights{instead}",
+                f"role {acting} does not have its rights{instead}",
                 f"as a superuser: GRANT {sql_identifier(row['owner'])} TO {me} WITH INHERIT TRUE, SET TRUE; or name a "
                 "role that has: RESTORE_POSTGRES_USER",
             )

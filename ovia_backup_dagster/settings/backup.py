@@ -27,7 +27,9 @@ class BackupSettings(SettingsGroup):
     title = "Backups"
 
     backup_dir: AbsoluteFolder = setting("BACKUP_DIR", default=Path("/backups"), help="The backup volume.")
-    backup_schedule: CronExpression = setting("BACKUP_SCHEDULE", default="0 3 * * *", help="When to back up, as cron.")
+    backup_schedule: CronExpression = setting(
+        "BACKUP_SCHEDULE", default="0 3 * * *", help="When to back up, as a cron expression."
+    )
     backup_timezone: TimeZone = setting(
         "BACKUP_TIMEZONE", default="UTC", help="Time zone of the schedule, of days and of weeks. Names are in UTC."
     )

@@ -15,7 +15,7 @@ class DrillSettings(SettingsGroup):
     title = "Drills"
 
     drill_schedule: CronExpression = setting(
-        "DRILL_SCHEDULE", default="0 5 1 * *", help="When to drill by itself, as cron."
+        "DRILL_SCHEDULE", default="0 5 1 * *", help="When to drill automatically, as a cron expression."
     )
     drill_where: Literal["auto", "throwaway", "database"] = setting(
         "DRILL_WHERE",
@@ -49,7 +49,7 @@ class DrillSettings(SettingsGroup):
     drill_max_age_days: Annotated[float, number(0, 3660, "days between 0 and ten years", above=True)] = setting(
         "DRILL_MAX_AGE_DAYS",
         default=35.0,
-        help="When the last drill that passed is older, people are told.",
+        help="An alert is sent when the last drill that passed is older than this.",
         shown="35",
     )
     drill_max_hours: Annotated[float, number(0, 24 * 31, "hours between 0 and a month", above=True)] = setting(

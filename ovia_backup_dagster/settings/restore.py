@@ -40,7 +40,7 @@ class RestoreSettings(SettingsGroup):
     restore_keep_days: Annotated[float, number(0, 3660, "days between 0 and ten years")] = setting(
         "RESTORE_KEEP_DAYS",
         default=14.0,
-        help="Days that the database which a restore replaced is kept, to go back to; 0 is for ever. People are told "
-        "two days before.",
+        help="Days that the database which a restore replaced is kept, to go back to; 0 is forever. An alert is "
+        "sent two days before.",
         shown="14",
     )

@@ -71,7 +71,7 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield "    ovia-backup fetch latest"
     yield "    ovia-backup restore PATH --new-host"
     yield "PATH is what fetch has printed."
-    yield "How to restore with no program of ours: docs/restore-without-us.md."
+    yield "To restore without our programs: docs/restore-without-us.md."
 
 
 def _age_lines(facts: PageFacts) -> Iterator[str]:

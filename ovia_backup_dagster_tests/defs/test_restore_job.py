@@ -128,9 +128,9 @@ def test_a_plan_shows_all_obstacles_and_fails(
             shown = str(failed.metadata["plan"].value)
             for words in (
                 "Obstacle 1 of 2: ",
-                "it has not CREATEDB. Next: as a superuser: ALTER ROLE ",
+                "it does not have CREATEDB. Next: as a superuser: ALTER ROLE ",
                 "Obstacle 2 of 2: ",
-                "has not its rights. Next: as a superuser: GRANT ",
+                "does not have its rights. Next: as a superuser: GRANT ",
                 "what was written since the backup, ",
             ):
                 assert words in shown, shown

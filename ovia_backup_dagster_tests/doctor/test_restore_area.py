@@ -72,9 +72,9 @@ def test_a_role_that_may_not_restore_is_a_warning(
 ) -> None:
     role = new_role(database)
     found = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=role.user))
-    line = the(found, "it has not CREATEDB")
+    line = the(found, "it does not have CREATEDB")
     assert (line.level, f'ALTER ROLE "{role.user}" CREATEDB' in line.fix) == (Severity.WARN, True)
-    assert the(found, "has not its rights").level is Severity.WARN
+    assert the(found, "does not have its rights").level is Severity.WARN
     assert not any("may replace" in line.text for line in found)
 
 

@@ -79,9 +79,9 @@ def _headers(content: bytes) -> list[int]:
         (named("base/1", tarfile.LNKTYPE, "base/2"), "neither a file nor a folder"),
         (named("base/1", tarfile.FIFOTYPE), "neither a file nor a folder"),
         (named("base/1", tarfile.CHRTYPE), "neither a file nor a folder"),
-        (named("../evil"), "leads out of the data folder"),
-        (named("/etc/passwd"), "leads out of the data folder"),
-        (named("base/../../evil", tarfile.DIRTYPE), "leads out of the data folder"),
+        (named("../evil"), "leads out of the data directory"),
+        (named("/etc/passwd"), "leads out of the data directory"),
+        (named("base/../../evil", tarfile.DIRTYPE), "leads out of the data directory"),
         (named("base/" + "x" * 120), "neither a file nor a folder"),
     ],
 )

@@ -104,7 +104,7 @@ ONLY_SUPERUSERS = {
     ),
     f"CREATE TABLE lent (a int); ALTER TABLE lent OWNER TO {OWNER}; GRANT SELECT ON lent TO {OTHER} WITH GRANT OPTION;"
     f"SET ROLE {OTHER}; GRANT SELECT ON lent TO PUBLIC; RESET ROLE": (
-        f"privileges that others than an owner granted, such as {OTHER}",
+        f"privileges granted by roles other than the owner, such as {OTHER}",
         "permission denied to set session authorization",
     ),
     f"CREATE TABLE theirs (a int); ALTER TABLE theirs OWNER TO {OTHER}": (

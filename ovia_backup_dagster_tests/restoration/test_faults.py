@@ -785,7 +785,9 @@ def test_the_postgres_database_can_be_restored(other: PortCluster, bin_dir: Path
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "has not its rights")]))
+@pytest.mark.parametrize(
+    ("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "does not have its rights")])
+)
 def test_a_role_without_the_rights_is_refused(site: Site, rights: str, said: str) -> None:
     role = f"weak_{site.live.database}"
     sql_in_server(site, f"CREATE ROLE {{}} LOGIN {rights}", role)

@@ -68,8 +68,8 @@ def test_a_plan_lists_all_obstacles_at_once(full_server: PortCluster, full_bin_d
             planned = weak.restore("--plan", confirm=False)
             line = planned.refused()
             wanted = [
-                f"role {role} may not make or rename a database: it has not CREATEDB. Next: as a superuser: ",
-                f"database {site.live.database} belongs to postgres: role {role} has not its rights. Next: ",
+                f"role {role} may not make or rename a database: it does not have CREATEDB. Next: as a superuser: ",
+                f"database {site.live.database} belongs to postgres: role {role} does not have its rights. Next: ",
                 "holds: extension pg_stat_statements: only a superuser may: it is not marked as trusted there. Next: ",
                 "holds: publication FOR ALL TABLES everything: only a superuser may. Next: let a superuser restore",
                 f"role {role} may have 3 sessions at a time: a restore with 2 jobs needs ",

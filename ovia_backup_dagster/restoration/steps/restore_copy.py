@@ -37,9 +37,9 @@ from ovia_backup_dagster.restoration.swap import database_state
 _SHOWN = 10
 #: Checks that only a drill makes, because they alter the copy or pass it to other programs.
 _NOT_IN_A_RESTORE = {
-    Check.CONTAINED: "what the backup contains runs in this server, as the role that restores",
+    Check.CONTAINED: "code in the backup runs on this server, as the role that restores",
     Check.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
-    Check.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
+    Check.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is checked at the end",
 }
 
 
