@@ -87,7 +87,7 @@ def _lines(state: ClusterState, room: RoomForecast, status: ReceiverStatus | Non
     yield from (f"  base backup {each.folder.name} cannot be used: {each.why}" for each in state.incomplete)
     if status is not None and (rpo := status.rpo_seconds(now)) is not None:
         worst = status.worst_rpo_seconds
-        most = f"; the most of the last day: {seconds(worst)}" if worst is not None else ""
+        most = f"; the most in the last day: {seconds(worst)}" if worst is not None else ""
         yield f"  changes that would be lost with the server now: the last {seconds(rpo)}{most}"
     growth = f", {human_bytes(room.wal_bytes_per_day)} a day" if room.wal_bytes_per_day else ""
     yield f"  WAL: {len(state.archived):,} segments, {human_bytes(state.archived_bytes)}{growth}"

@@ -43,7 +43,7 @@ def wal_verify_command(records: bool, as_json: bool) -> None:
                 click.echo(printable(f"{finding.name}: {finding.text}"))
             click.echo(_summary(each))
         if any(each.findings for each in found):
-            log("Next: ovia-backup recovery-window; what is lost is bridged by a base backup: ovia-backup base-backup")
+            log("Next: ovia-backup recovery-window; a base backup bridges what is lost: ovia-backup base-backup")
     sys.exit(FAILED if any(each.findings for each in found) else 0)
 
 

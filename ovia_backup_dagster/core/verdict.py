@@ -239,7 +239,7 @@ class Hold(Statement):
     """``<file>.held.json``: keep this backup regardless of the counts.
 
     Attributes:
-        until: when the hold ends by itself (UTC).
+        until: when the hold expires (UTC).
         cause: why the backup is held.
         tables: table that lost rows -> its number of rows in this backup.
         reason: the cause in words, with the numbers.

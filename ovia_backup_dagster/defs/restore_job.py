@@ -117,7 +117,7 @@ def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
         raise RestoreRefusedError(
             f"nothing was done: this run repeats run {before}, and {action.value} is never repeated",
             why="the decision was made for the databases as they were then",
-            fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (of an undo: plan_undo)",
+            fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (for an undo: plan_undo)",
         )
 
 

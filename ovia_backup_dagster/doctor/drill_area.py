@@ -46,7 +46,7 @@ def _sandbox(system: BackupSystem) -> Iterator[Observation]:
     """Whether the code in a backup is confined while a drill restores it."""
     wanted = system.programs.sandbox.confine
     if wanted is Confine.OFF:
-        text = "what a backup contains runs unconfined in drills, and is parsed so: DRILL_SANDBOX=off"
+        text = "code in a backup runs unconfined in drills, and the archive is parsed unconfined: DRILL_SANDBOX=off"
         yield warn(Area.DRILLS, text, "unset DRILL_SANDBOX")
         return
     try:

@@ -72,7 +72,7 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
     ),
     Capability.SYNC: (
         warn,
-        "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
+        "does not sync folders to the disk when asked to: after a power cut the newest backup may be missing",
         "nothing, if the machine that keeps it has a battery; else put BACKUP_DIR on another filesystem",
     ),
 }
@@ -155,7 +155,7 @@ def _capabilities(root: Path) -> Iterator[Observation]:
         say, text, fix = _LACKS[lack.of]
         yield say(Area.VOLUME, f"the filesystem of {root} {text} ({lack.said})", fix.format(root=shown))
     if not missing:
-        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and puts folders on the disk")
+        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and syncs folders to the disk")
 
 
 def _strangers(folders: Sequence[Path]) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _mount(root: Path, hints: Hints) -> Observation:
         return ok(Area.VOLUME, f"{root} is on a filesystem of its own")
     return warn(
         Area.VOLUME,
-        f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
+        f"{root} is on the same filesystem as /: is the volume mounted? If this is intended, a full disk stops both",
         steps(f"findmnt -T {shell_word(str(root))}", hints.volume),
     )
 

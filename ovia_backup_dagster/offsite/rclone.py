@@ -237,7 +237,7 @@ class Remote(RcloneCalls):
         if code:
             if "doesn't support about" in stderr or "not support" in stderr:
                 return None
-            raise self._error(f"cannot ask {self} for its room", stderr, code)
+            raise self._error(f"cannot ask {self} for its free space", stderr, code)
         found: dict[str, Any] = json.loads(output)
         free = found.get("free")
         return int(free) if free is not None else None
@@ -328,7 +328,7 @@ class Remote(RcloneCalls):
         """
         code, output, stderr = self.ask(("backend", "features", self.address.at("")))
         if code:
-            raise self._error(f"cannot ask {self} what it can", stderr, code)
+            raise self._error(f"cannot ask {self} what it supports", stderr, code)
         found = json.loads(output)
         return bool(found.get("Hashes")) and not found["Features"].get("SlowHash")
 

@@ -106,7 +106,7 @@ def _send_once(source: PlainFile, age: Age | None, remote: Remote, path: str, lo
         if sent != size_bytes:
             raise CopyDamagedError(
                 f"{source.path.name} was not encrypted as expected",
-                why=f"age wrote {sent:,} bytes, and {size_bytes:,} were due",
+                why=f"age wrote {sent:,} bytes, and {size_bytes:,} were expected",
                 fix="age --version; ovia-backup doctor",
             )
         stream.write(held_back)

@@ -108,7 +108,7 @@ class ExactSnapshots:
                 return WalPoint(why=error.account)
             if point is not None:
                 return point
-            why = "commits became visible in another order than they were written, in each snapshot of 30 s"
+            why = "commits became visible in a different order than they were written, in each snapshot of 30 s"
             if time.monotonic() >= deadline:
                 return WalPoint(why=why)
             session.execute("ROLLBACK")

@@ -80,7 +80,7 @@ class Extractor:
             except DatabaseMissingError:
                 raise RecoveryTargetError(
                     f"the cluster had no database {self.catalog.database} at {to.committed_at:%Y-%m-%d %H:%M:%S} UTC",
-                    why="it was dropped before, or made later",
+                    why="it was dropped before, or created later",
                     fix="choose another instant: ovia-backup wal timeline",
                 ) from None
             # A person chose the instant: it may be one before a table that is expected today.

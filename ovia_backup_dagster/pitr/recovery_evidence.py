@@ -43,7 +43,7 @@ class RecoveryCheck(StrEnum):
         "Every sequence exists. Its value may differ, because it is not part of a snapshot.",
     )
     AMCHECK = "heap_and_indexes_agree", "pg_amcheck found every heap sound, and every row in its B-tree indexes."
-    CONTROL = "negative_control", "A row was deleted in the copy, and the comparison noticed: it can see."
+    CONTROL = "negative_control", "A row was deleted in the copy, and the comparison noticed it."
 
 
 class RecoveryFinding(Sidecar):

@@ -54,7 +54,7 @@ def tar_entries(source: ByteStream) -> Iterator[tuple[TarEntry, Iterator[bytes]]
     # Two blocks of zeros are the end.
     while block := source.read(_READ_BYTES):
         if block.strip(b"\0"):
-            raise TarFormatError("something follows its end")
+            raise TarFormatError("there is data after its end")
 
 
 def _content(source: ByteStream, entry: TarEntry) -> Iterator[bytes]:
@@ -104,7 +104,7 @@ def _number(field: bytes) -> int:
 def _octal(field: bytes) -> int:
     digits = field.strip(b" \0")
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise TarFormatError(f"a header has {field!r} in the place of a number")
+        raise TarFormatError(f"a header has {field!r} in place of a number")
     return int(digits, 8)
 
 

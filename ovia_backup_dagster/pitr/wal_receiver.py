@@ -193,7 +193,7 @@ class WalReceiver:
         if state is not None:
             self._report.slot(state)
         if state is not None and state.lost:
-            self.log(f"slot {self.source.slot} has lost its WAL: it is dropped and made again")
+            self.log(f"slot {self.source.slot} has lost its WAL: it is dropped and created again")
             self.source.drop_slot()
             state = None
         if state is None:

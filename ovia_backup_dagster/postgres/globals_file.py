@@ -226,7 +226,7 @@ def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[lis
     for name in sorted({*saved.roles, *made.roles} - {superuser}):
         before, after = saved.roles.get(name), made.roles.get(name)
         if before is None or after is None:
-            bad.append(f"role {name} was {'made, but not saved' if before is None else 'saved, but not made'}")
+            bad.append(f"role {name} was {'created, but not saved' if before is None else 'saved, but not created'}")
             continue
         lost, gained = (before.flags - after.flags, after.flags - before.flags)
         bad += [f"role {name} no longer has {_listed(lost)}"] if lost else []

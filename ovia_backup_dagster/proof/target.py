@@ -139,7 +139,7 @@ class Copy:
                     raise
                 if self.live:
                     raise CopyError(
-                        f"{self.name} cannot be made with the source's locale",
+                        f"{self.name} cannot be created with the source's locale",
                         why="the server it is restored to does not have it",
                         said=said,
                         fix="install it there, as root: localedef -i de_DE -f UTF-8 de_DE.UTF-8, by its own name; "

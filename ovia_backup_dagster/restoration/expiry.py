@@ -80,7 +80,7 @@ class KeptDatabases:
         if name or len(found) == 1:
             return replaced_databases.replaced_database(found, name or found[0].name)
         raise RestoreRefusedError(
-            "no database was dropped: it is not said which" if found else "there is no database to drop",
+            "no database was dropped: several are kept, none was named" if found else "there is no database to drop",
             why=f"kept: {', '.join(each.name for each in found) or 'none'}",
             fix="ovia-backup undo-restore --forget --yes-destroy NAME" if found else "ovia-backup undo-restore --list",
         )

@@ -271,7 +271,7 @@ def test_a_schedule_that_dagster_refuses_is_a_failure(disk: dg.DagsterInstance) 
 
 def test_an_unset_dagster_home_is_a_warning() -> None:
     (line,) = doctor_instance.look_at_instance()
-    assert (line.level, line.text) == (Severity.WARN, "not looked at: DAGSTER_HOME is not set here")
+    assert (line.level, line.text) == (Severity.WARN, "not checked: DAGSTER_HOME is not set here")
     assert line.fix.startswith("export DAGSTER_HOME=")
 
 

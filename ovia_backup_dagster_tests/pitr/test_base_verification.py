@@ -329,7 +329,7 @@ def test_what_follows_the_compressed_end_is_named(kind: str, made: dict[str, Spe
         file.write(gzip.compress(more) if kind == "gzip" else zstandard.compress(more))
     specimen.seal()
 
-    assert f"{path.name} cannot be read to its end: something follows its end" in specimen.findings()
+    assert f"{path.name} cannot be read to its end: there is data after its end" in specimen.findings()
 
 
 def test_another_tar_in_the_folder_is_named(specimen: Specimen) -> None:

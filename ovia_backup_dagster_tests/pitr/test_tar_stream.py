@@ -96,7 +96,7 @@ def test_other_entries_are_refused(info: tarfile.TarInfo, why: str, form: int) -
 
 
 def test_what_follows_the_end_is_refused() -> None:
-    with pytest.raises(TarFormatError, match="something follows its end"):
+    with pytest.raises(TarFormatError, match="there is data after its end"):
         read(packed([(named("a"), b"a")]) + packed([(named("b"), b"b")]))
 
 

@@ -219,7 +219,7 @@ def test_a_replay_creates_the_same_roles(there: Server) -> None:
 ALTERED = [
     ("ALTER ROLE owners CREATEDB", "bad", "role owners has gained CREATEDB"),
     ("ALTER ROLE boss NOBYPASSRLS NOLOGIN", "bad", "role boss no longer has LOGIN, BYPASSRLS"),
-    ("CREATE ROLE stranger", "bad", "role stranger was made, but not saved"),
+    ("CREATE ROLE stranger", "bad", "role stranger was created, but not saved"),
     ("ALTER ROLE owners RENAME TO owner", "bad", "role owners was saved, but not made"),
     ("GRANT pg_monitor TO owners", "bad", "role owners is now a member of pg_monitor"),
     ("REVOKE pg_read_all_data FROM boss", "bad", "role boss is not a member of pg_read_all_data"),

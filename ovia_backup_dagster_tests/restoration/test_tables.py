@@ -179,7 +179,7 @@ def test_the_live_table_may_have_changed(site: Site) -> None:
             (["--tables", "people", "--mode", "drop"], "exclude --tables"),
             (["--tables", "people", "--into", "seen"], "are for whole databases, and exclude --tables"),
             (["--tables", "other.people"], "there is no table other.people in"),
-            (["--tables", "a.b.c"], "a.b.c is no table's name"),
+            (["--tables", "a.b.c"], "a.b.c is not the name of a table"),
             (["--tables", "people_pkey"], "there is no table people_pkey in"),
         ],
         daily=3,
