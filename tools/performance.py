@@ -18,7 +18,7 @@ PAGE = REPOSITORY / "docs" / "performance.md"
 
 _INTRODUCTION = """# Performance
 
-<!-- Made of benchmarks/results.json by make bench. Not to be edited. -->
+<!-- Generated from benchmarks/results.json by make bench. Do not edit. -->
 
 Measured by `make bench` with a real PostgreSQL server, the full build, on a database of half the demo's tables and half
 prose. Sides that are compared take turns, five rounds, each round beginning with another side; a ratio is taken in each
@@ -86,7 +86,7 @@ def _dump(part: Json) -> Iterator[str]:
     yield table(("ratio", ""), [(name, spread(value, 2)) for name, value in ratios.items()])
     yield (
         "(a) is a real `dagster job execute` on a Dagster home of its own, from the start of the run to its end; the "
-        "whole process, with Python's start, the imports and the making of the run, took "
+        "whole process, with Python's start, the imports and the creation of the run, took "
         f"{parts['process']['median']:.1f} s. Of (a):\n"
     )
     yield table(
@@ -278,7 +278,7 @@ def _signing(part: Json) -> Iterator[str]:
     seconds = part["seconds"]
     yield (
         f"## The signed log (p)\n\n{part['statements']:,} statements: a dump, its verdict and a removal a day for "
-        f"{part['years']} years, and another key each year. A process that has not read the log before:\n"
+        f"{part['years']} years, and a new key each year. A process that has not read the log before:\n"
     )
     yield table(
         ("", "what", "seconds"),

@@ -4,7 +4,7 @@
 
     ovia-offsite.json(.sig)                   the marker: whose remote this is
     statements/00000042.json(.sig)            the signed log
-    backups/<archive>/<archive>.age           the archive; its manifest and its roles likewise
+    backups/<archive>/<archive>.age           the archive; the same for its manifest and its roles
     backups/<archive>/<archive><suffix>.<sha256>.age   a sidecar that may get a newer version
     backups/<archive>/receipt-00000042.json(.sig)      written last: all files as of statement 42 are there
     canary/...                                what a lock must protect
