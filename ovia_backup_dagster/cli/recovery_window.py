@@ -63,7 +63,7 @@ def _room(system: BackupSystem, state: ClusterState, now: datetime) -> RoomForec
     from ovia_backup_dagster.pitr.room_forecast import forecast_room
     from ovia_backup_dagster.pitr.standing_reader import wal_bytes_per_day
 
-    with as_volume_error(f"cannot look at {state.archive.folder}"):
+    with as_volume_error(f"cannot inspect {state.archive.folder}"):
         free = shutil.disk_usage(state.archive.folder).free
     return forecast_room(
         state.catalog,

@@ -197,7 +197,7 @@ class RestoreRefusedError(RestoreError):
 
 
 class RestoreUnfinishedError(RestoreError):
-    """A restore was begun and neither finished nor put back."""
+    """A restore began, and was neither finished nor put back."""
 
 
 class NoWayBackError(RestoreError):

@@ -100,7 +100,7 @@ class ClusterArchive:
             VolumeError: it cannot be looked at.
         """
         path = self.folder / _CLUSTER
-        with as_volume_error(f"cannot look at {path}"):
+        with as_volume_error(f"cannot inspect {path}"):
             return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
 
     def create(self, facts: ClusterFacts) -> None:

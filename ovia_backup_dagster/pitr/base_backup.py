@@ -305,7 +305,7 @@ def sweep_unfinished_bases(root: Path) -> list[Path]:
     """
     swept = []
     for archive in cluster_archives(root):
-        with as_volume_error(f"cannot look into {archive.base}", passing=FileNotFoundError):
+        with as_volume_error(f"cannot list {archive.base}", passing=FileNotFoundError):
             names = sorted(os.listdir(archive.base)) if is_folder(archive.base) else []
         for path in (archive.base / name for name in names):
             inner = path.name[1 : -len(TEMPORARY)]

@@ -34,7 +34,7 @@ def read_facts(root: Path, now: datetime) -> PitrFacts:
         VolumeError: the volume cannot be read.
     """
     status, states = read_status(root), read_states(root)
-    with as_volume_error(f"cannot look at {root}"):
+    with as_volume_error(f"cannot inspect {root}"):
         free_bytes = shutil.disk_usage(root).free
     state = _present(states, status.system_identifier if status else None)
     if state is None:

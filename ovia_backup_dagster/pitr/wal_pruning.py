@@ -151,7 +151,7 @@ def _sync(archive: ClusterArchive) -> None:
 
 def _sweep(archive: ClusterArchive) -> None:
     """Remove what a killed process has left of base backups that it was removing."""
-    with as_volume_error(f"cannot look into {archive.base}"):
+    with as_volume_error(f"cannot list {archive.base}"):
         names = os.listdir(archive.base) if exists(archive.base) else []
     for name in names:
         if name.startswith(".") and name.endswith(_REMOVING):

@@ -54,8 +54,8 @@ class BackupSettings(SettingsGroup):
         setting(
             "BACKUP_STALL_MINUTES",
             default=30.0,
-            help="How long a client program, such as pg_dump, may stand still while the server reports no progress of "
-            "it; then it is ended.",
+            help="How long a client program, such as pg_dump, may make no progress while the server reports none "
+            "of it either; then it is ended.",
             shown="30",
         )
     )

@@ -25,7 +25,7 @@ class DrillSettings(SettingsGroup):
         "server programs are missing and `RESTORE_POSTGRES_HOST` is set.",
     )
     drill_jobs: Annotated[int, jobs(2)] = setting(
-        "DRILL_JOBS", default=0, help="Restored at a time, at least 2.", shown="the cores"
+        "DRILL_JOBS", default=0, help="Parallel restore jobs, at least 2.", shown="the cores"
     )
     drill_dir: SocketFolder = setting(
         "DRILL_DIR",
@@ -36,7 +36,8 @@ class DrillSettings(SettingsGroup):
         "DRILL_SANDBOX",
         default="auto",
         help="Whether what runs or parses a backup's content is confined (Landlock and seccomp): `auto`, where the "
-        "kernel can, and the evidence says how; `require`, else drills and verification refuse; `off`.",
+        "kernel can, and the evidence says how; `require`, and where it cannot, drills and verification are refused; "
+        "`off`.",
     )
     drill_check_command: str = setting(
         "DRILL_CHECK_COMMAND",

@@ -26,7 +26,7 @@ class OffsiteSettings(SettingsGroup):
         "OFFSITE_REMOTES",
         default=(),
         help="Where each verified backup is copied to: `name=remote:path, …`, where rclone's configuration file has "
-        "`remote`; a mounted folder is `name=/folder`. One place a database.",
+        "`remote`; a mounted folder is `name=/folder`. One place per database.",
         shown="none",
     )
     rclone_config: Path | None = setting(
@@ -37,8 +37,8 @@ class OffsiteSettings(SettingsGroup):
     offsite_recipients: Recipients = setting(
         "OFFSITE_RECIPIENTS",
         default=(),
-        help="To whom copies are encrypted: recipients of age (`age1…`), with commas. The identity that decrypts does "
-        "not belong on the host that makes backups.",
+        help="To whom copies are encrypted: recipients of age (`age1…`), separated by commas. The identity that "
+        "decrypts does not belong on the host that makes backups.",
         shown="none",
     )
     offsite_identity_file: Path | None = setting(

@@ -52,7 +52,7 @@ class PitrSettings(SettingsGroup):
     wal_slot: Annotated[str, AfterValidator(_slot)] = setting(
         "WAL_SLOT",
         default="ovia_backup",
-        help="The replication slot that keeps WAL on the server until it is here. One a receiver.",
+        help="The replication slot that keeps WAL on the server until it is here. One per receiver.",
     )
     wal_beacon_seconds: Annotated[float, number(1, 3600, "seconds between 1 and an hour")] = setting(
         "WAL_BEACON_SECONDS",
