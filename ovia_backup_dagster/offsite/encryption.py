@@ -117,7 +117,7 @@ class Age:
             raise SettingsError(
                 "OFFSITE_IDENTITY_FILE is not set",
                 why="the copy is encrypted to a key that this host does not have",
-                fix="set it to the file age_identity.txt, or type the identity in from the printed page",
+                fix="set it to the path of age_identity.txt, or type the identity in from the printed page",
             )
         return (self.path, "--decrypt", "--identity", str(self.identity))
 

@@ -10,7 +10,7 @@
     canary/...                                what a lock must protect
 
 No object is ever overwritten, so that a store can lock all of them. Most stores cannot rename, and some show an object
-before it is whole: so a backup is there if its receipt is.
+before it is complete: so a backup is there if its receipt is.
 """
 
 from __future__ import annotations
