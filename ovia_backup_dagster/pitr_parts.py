@@ -192,7 +192,7 @@ class PitrParts:
 
     @property
     def extractor(self) -> Extractor:
-        """What recovers the database beside, and dumps it from there.
+        """What recovers the database separately, and dumps it from there.
 
         Raises:
             SettingsError: the settings are invalid.
@@ -245,7 +245,7 @@ class PitrParts:
         return why_no_drill_is_due(self.system.catalog, self.system.drill_max_age, now)
 
     def prune(self, archive: ClusterArchive, log: Callable[[str], None], *, dry_run: bool = False) -> PrunedArchive:
-        """Remove the base backups and the WAL that RECOVERY_WINDOW_DAYS does not keep, and what stands beside them.
+        """Remove the base backups and the WAL that RECOVERY_WINDOW_DAYS does not keep, and old files beside them.
 
         Args:
             archive: the cluster's files.

@@ -18,13 +18,14 @@ PAGE = REPOSITORY / "docs" / "performance.md"
 
 _INTRODUCTION = """# Performance
 
-<!-- Made of benchmarks/results.json by make bench. Not to be edited. -->
+<!-- Generated from benchmarks/results.json by make bench. Do not edit. -->
 
 Measured by `make bench` with a real PostgreSQL server, the full build, on a database of half the demo's tables and half
 prose. Sides that are compared take turns, five rounds, each round beginning with another side; a ratio is taken in each
-round, and what stands here is the median, with the lowest and the highest in parentheses. No cache is dropped: what is
-read is in memory on all sides. Before each side, free memory is filled with another file's cache, as on a server that
-has run for a day: a virtual machine may hand free memory back to its host, and here it took 2.3 s to get a GB again.
+round, and the figure given here is the median, with the lowest and the highest in parentheses. No cache is dropped:
+what is read is in memory on all sides. Before each side, free memory is filled with another file's cache, as on a
+server that has run for a day: a virtual machine may hand free memory back to its host, and here it took 2.3 s to get
+a GB again.
 """
 
 
@@ -85,7 +86,7 @@ def _dump(part: Json) -> Iterator[str]:
     yield table(("ratio", ""), [(name, spread(value, 2)) for name, value in ratios.items()])
     yield (
         "(a) is a real `dagster job execute` on a Dagster home of its own, from the start of the run to its end; the "
-        "whole process, with Python's start, the imports and the making of the run, took "
+        "whole process, with Python's start, the imports and the creation of the run, took "
         f"{parts['process']['median']:.1f} s. Of (a):\n"
     )
     yield table(
@@ -160,7 +161,10 @@ def _verification(part: Json) -> Iterator[str]:
             ("SHA-256 of the archive, which comes before the pass", spread(seconds["hash_archive"])),
         ],
     )
-    yield f"The pass takes {spread(times, 2)} times as long as the two after each other.\n"
+    yield (
+        f"The pass takes {spread(times, 2)} times as long as `pg_restore --file=/dev/null` and the SHA-256 of the "
+        "decoded text, one after the other.\n"
+    )
     if times["median"] > 1.8:
         yield (
             "**What bounds e**: what pg_restore decodes goes through a pipe, and its newlines are counted, which costs "
@@ -274,7 +278,7 @@ def _signing(part: Json) -> Iterator[str]:
     seconds = part["seconds"]
     yield (
         f"## The signed log (p)\n\n{part['statements']:,} statements: a dump, its verdict and a removal a day for "
-        f"{part['years']} years, and another key each year. A process that has not read the log before:\n"
+        f"{part['years']} years, and a new key each year. A process that has not read the log before:\n"
     )
     yield table(
         ("", "what", "seconds"),

@@ -45,12 +45,12 @@ After every fault, a test checks the same three claims:
 
 ## What is not guaranteed
 
-* **Rot after the verdict.** A verdict holds while size and modification time stay. A disk that alters a file later, and
-  keeps both, is found by the next `ovia-backup verify` of that backup, not before.
+* **Rot after the verdict.** A verdict is valid while size and modification time are unchanged. A disk that alters
+  a file later, and keeps both, is found by the next `ovia-backup verify` of that backup, not before.
 * **A disk that lies about fsync.** The program believes the disk. The tests cut the power in the kernel, so they do not
   cover a drive's own cache.
-* **A volume that is not mounted when the run begins.** `BACKUP_DIR` is made when it is missing, so a run may make its
-  backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that its
+* **A volume that is not mounted when the run begins.** `BACKUP_DIR` is created when it is missing, so a run may make
+  its backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that its
   absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
 * **A server that hangs** for less than `BACKUP_STALL_MINUTES`, without breaking its connections. Until then the dump
   waits for it and holds the lock; then the dump is ended, and the error says what it was doing last. The alert is sent
@@ -61,7 +61,7 @@ After every fault, a test checks the same three claims:
 * **The one volume.** If it is removed, or its disk fails, all backups on it are lost, unless they are copied to
   [remotes](offsite.md).
 * **What was written since the last dump**, unless WAL is received: see [Point-in-time recovery](pitr.md).
-* **NFS and other filesystems of the network** were not tried.
+* **NFS and other network filesystems** were not tested.
 """
 
 
@@ -102,7 +102,7 @@ def _facts(outcomes: list[dict[str, Any]]) -> str:
     )
     return (
         f"## What was tried\n\nOn {datetime.now(UTC):%Y-%m-%d}, with {versions}.\nThe random moments are those of "
-        f"`make test-faults FAULTS_SEED={seeds}`; the machine's own chance is added to them."
+        f"`make test-faults FAULTS_SEED={seeds}`; the machine's own timing adds to them."
     )
 
 

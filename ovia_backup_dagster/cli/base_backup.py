@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def base_backup_command(no_verify: bool, as_json: bool) -> None:
     """Make a base backup for point-in-time recovery, and verify it. Exit code 1: it failed, or the backup is bad.
 
-    It may run beside a dump. Recovery to an instant needs it and the WAL received since.
+    It may run at the same time as a dump. Recovery to an instant needs it and the WAL received since.
     """
     from ovia_backup_dagster.pitr.base_verification import verify_base
     from ovia_backup_dagster.pitr.bases import read_base

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("drill")
 @backup_argument
-@click.option("--from", "remote", help="Fetch the backup from this remote first; likewise: REMOTE:BACKUP.")
+@click.option("--from", "remote", help="Fetch the backup from this remote first; REMOTE:BACKUP does the same.")
 @click.option(
     "--where",
     type=click.Choice(["auto", "throwaway", "database"]),

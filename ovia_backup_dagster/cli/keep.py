@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("keep")
 @click.argument("backup")
-@click.option("--until", type=InstantType(), help="When the hold ends by itself, UTC (default: when it is released).")
+@click.option("--until", type=InstantType(), help="When the hold expires, UTC (default: only when it is released).")
 def keep_command(backup: str, until: datetime | None) -> None:
     """Keep a backup regardless of the retention, on the volume and, if backups are signed, on every remote."""
     from ovia_backup_dagster.retention.holding import hold

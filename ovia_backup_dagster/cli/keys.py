@@ -53,7 +53,7 @@ def init_command(folder: Path, without_age: bool) -> None:
 @keys_group.command("rotate")
 @click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="A new or empty folder.")
 def rotate_command(folder: Path) -> None:
-    """Replace the keys of the signed log by a new pair in a folder.
+    """Replace the keys of the signed log with a new pair in a folder.
 
     The old key signs a statement that names the new one, and the new one signs from then on. A machine that knows only
     the old public key follows. Repeat an interrupted call with the same folder. This does not help after the signing

@@ -24,7 +24,7 @@ def list_command(as_json: bool, offsite: bool, as_of: datetime | None, allow_exp
         _list_copies(as_json, as_of, allow_expired)
         return
     if as_of or allow_expired:
-        raise click.UsageError("--as-of and --allow-expired belong to --offsite")
+        raise click.UsageError("--as-of and --allow-expired need --offsite")
     from ovia_backup_dagster.core.human_text import duration, human_bytes
     from ovia_backup_dagster.retention.promote_and_prune import preview
 

@@ -94,7 +94,7 @@ class _Group(click.Group):
             _keep_whole(error)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
-            left = _AFTER_A_RESTORE if ctx.invoked_subcommand in _RESTORES else "nothing unfinished is left"
+            left = _AFTER_A_RESTORE if ctx.invoked_subcommand in _RESTORES else "nothing is left unfinished"
             click.echo(f"ovia-backup: ended by Ctrl-C; {left}", err=True)
             ctx.exit(128 + signal.SIGINT)
         except _Terminated as end:

@@ -28,7 +28,7 @@ def offsite_group() -> None:
 @offsite_group.command("init")
 @_remotes_argument
 def init_remotes_command(remotes: tuple[str, ...]) -> None:
-    """Make an empty remote ours, by a signed marker. Without it nothing is written or removed there."""
+    """Claim an empty remote with a signed marker. Without it, nothing is written or removed there."""
     from ovia_backup_dagster.offsite.remote_configuration import require_configured
     from ovia_backup_dagster.offsite.remote_log import RemoteLog
 
@@ -43,7 +43,7 @@ def init_remotes_command(remotes: tuple[str, ...]) -> None:
 @offsite_group.command("copy")
 @_remotes_argument
 def copy_to_remotes_command(remotes: tuple[str, ...]) -> None:
-    """Send every verified backup that is not there, newest first. Exit code 1: a remote failed; the others went on."""
+    """Send every verified backup that is not there, newest first. Exit code 1: a remote failed; others continued."""
     from ovia_backup_dagster.core.human_text import human_bytes, seconds
 
     def copy(operations: RemoteOperations, now: datetime) -> bool:
@@ -79,7 +79,7 @@ def check_remotes_command(remotes: tuple[str, ...], as_json: bool) -> None:
 @offsite_group.command("verify")
 @_remotes_argument
 def verify_remotes_command(remotes: tuple[str, ...]) -> None:
-    """Check every copy against its receipts, and read one back whole. Exit code 1: something is wrong."""
+    """Check every copy against its receipts, and read one back completely. Exit code 1: something is wrong."""
     from ovia_backup_dagster.core.human_text import human_bytes
 
     def verify(operations: RemoteOperations, now: datetime) -> bool:

@@ -40,7 +40,7 @@ class InstantType(click.ParamType[Any]):
 as_of_option = click.option(
     "--as-of",
     type=InstantType(),
-    help="Read the versions of that instant (UTC), on stores that keep versions: with what was deleted since.",
+    help="Read the remote as it was at that instant (UTC), with what was deleted since; the store must keep versions.",
 )
 
 without_services_option = click.option(
@@ -71,7 +71,7 @@ class ExclusiveCommand(click.Command):
             for other in given:
                 if isinstance(instead, InsteadOption) and other is not instead and other.name not in instead.takes:
                     name = other.opts[0] if isinstance(other, click.Option) else other.human_readable_name
-                    raise click.UsageError(f"{name} means nothing together with {instead.opts[0]}", ctx)
+                    raise click.UsageError(f"{name} cannot be combined with {instead.opts[0]}", ctx)
         return super().invoke(ctx)
 
 

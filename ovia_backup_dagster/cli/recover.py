@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @click.command("recover")
 @click.option(
-    "--into", "into", metavar="FOLDER", type=click.Path(path_type=Path), help="The data folder to make.", required=True
+    "--into",
+    "into",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="The data directory to create.",
+    required=True,
 )
 @click.option(
     "--to",

@@ -63,7 +63,7 @@ def _room(system: BackupSystem, state: ClusterState, now: datetime) -> RoomForec
     from ovia_backup_dagster.pitr.room_forecast import forecast_room
     from ovia_backup_dagster.pitr.standing_reader import wal_bytes_per_day
 
-    with as_volume_error(f"cannot look at {state.archive.folder}"):
+    with as_volume_error(f"cannot inspect {state.archive.folder}"):
         free = shutil.disk_usage(state.archive.folder).free
     return forecast_room(
         state.catalog,
@@ -87,7 +87,7 @@ def _lines(state: ClusterState, room: RoomForecast, status: ReceiverStatus | Non
     yield from (f"  base backup {each.folder.name} cannot be used: {each.why}" for each in state.incomplete)
     if status is not None and (rpo := status.rpo_seconds(now)) is not None:
         worst = status.worst_rpo_seconds
-        most = f"; the most of the last day: {seconds(worst)}" if worst is not None else ""
+        most = f"; the most in the last day: {seconds(worst)}" if worst is not None else ""
         yield f"  changes that would be lost with the server now: the last {seconds(rpo)}{most}"
     growth = f", {human_bytes(room.wal_bytes_per_day)} a day" if room.wal_bytes_per_day else ""
     yield f"  WAL: {len(state.archived):,} segments, {human_bytes(state.archived_bytes)}{growth}"

@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     "--tables",
     metavar="NAME",
     multiple=True,
-    help="Only these tables, separated by commas: restore beside, compare, and copy them into a new schema of the live "
-    "database, whose tables stay as they are. Prints the statement that inserts the missing rows.",
+    help="Only these tables, separated by commas: restore the backup into a separate database, compare, and copy "
+    "them into a new schema of the live database, whose tables stay as they are. Prints the statement that "
+    "inserts the missing rows.",
 )
 @click.option("--into", metavar="NAME", default="", help="With --mode new: the database to create.")
 @click.option("--jobs", type=click.IntRange(1, 64), help="Parallel jobs of pg_restore.  [RESTORE_JOBS]")

@@ -45,7 +45,7 @@ def undo_restore_command(
     forget: bool,
     as_json: bool,
 ) -> None:
-    """Swap back to the database that was live before the last restore. Run it again to swap forth."""
+    """Swap back to the database that was live before the last restore. Run it again to swap forward."""
     from ovia_backup_dagster.core.human_text import human_bytes
     from ovia_backup_dagster.restoration.plan import replaced
 

@@ -30,7 +30,7 @@ wal_group.add_command(wal_verify_command)
 
 @wal_group.command("receive")
 def receive_command() -> None:
-    """Receive WAL until SIGTERM: a service. Troubles are reported, and tried again. One receiver a volume."""
+    """Receive WAL until SIGTERM: a service. It reports failures, and tries again. One receiver per volume."""
     from threading import Event
 
     # SIGTERM raises an exception in this thread; pg_receivewal is ended, and the last report written.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def wal_verify_command(records: bool, as_json: bool) -> None:
     """Read every archived segment back, and name what is missing or damaged. Exit code 1: something is.
 
-    The contents of base backups are verified when they are made; here it counts that their files and WAL are there.
+    The contents of base backups are verified when they are made; this command checks only that
+    their files and WAL exist.
     """
     from ovia_backup_dagster.pitr.archive import cluster_archives
     from ovia_backup_dagster.pitr.wal_verification import verify_archive
@@ -42,7 +43,7 @@ def wal_verify_command(records: bool, as_json: bool) -> None:
                 click.echo(printable(f"{finding.name}: {finding.text}"))
             click.echo(_summary(each))
         if any(each.findings for each in found):
-            log("Next: ovia-backup recovery-window; what is lost is bridged by a base backup: ovia-backup base-backup")
+            log("Next: ovia-backup recovery-window; a base backup bridges what is lost: ovia-backup base-backup")
     sys.exit(FAILED if any(each.findings for each in found) else 0)
 
 

@@ -163,7 +163,7 @@ class BackupFiles:
         if self.stated_sha256 is not None and file_sha256(self.path) != self.stated_sha256:
             raise NotVouchedError(
                 f"{self} is not the archive that was signed",
-                why="its SHA-256 is another: it is damaged, or was replaced",
+                why="its SHA-256 differs: it is damaged, or was replaced",
                 fix="use another backup: ovia-backup list; if you know that the damage is an accident, unset "
                 "BACKUP_VERIFY_KEY_FILE for this command",
             )

@@ -150,7 +150,7 @@ class Check(StrEnum):
     )
     CONTROL = (
         "negative_control", _DRILL, CheckSeverity.BAD,
-        "One row was deleted in the copy, and the comparison noticed: it can see.",
+        "One row was deleted in the copy, and the comparison noticed it.",
     )
     OWN_CHECK = (
         "own_check_passes", _DRILL, CheckSeverity.BAD,

@@ -197,7 +197,7 @@ class RestoreRefusedError(RestoreError):
 
 
 class RestoreUnfinishedError(RestoreError):
-    """A restore was begun and neither finished nor put back."""
+    """A restore began, and was neither finished nor put back."""
 
 
 class NoWayBackError(RestoreError):
@@ -488,7 +488,7 @@ class RemoteLockedError(RemoteError):
 
 
 class CopyDamagedError(RemoteError):
-    """A copy is not what was sent: cut off, altered, exchanged or incomplete."""
+    """A copy differs from what was sent: cut off, altered, replaced or incomplete."""
 
 
 # ---- alerts

@@ -297,7 +297,7 @@ def full_scratch(folder: Path, variable: str) -> DiskFullError:
     """The error for a disk that has no room for temporary files; no backup is affected."""
     return DiskFullError(
         f"{folder} is full",
-        why="files that are needed for a moment stand there; this says nothing about any backup",
+        why="temporary files are written there; this says nothing about any backup",
         fix=f"make room: df -h {folder}; or set {variable} to a folder on a larger disk",
     )
 

@@ -106,7 +106,7 @@ def require_still_there(descriptor: int, root: Path, name: str = FILENAME, *, ag
         there = False
     if not there:
         raise VolumeError(
-            f"the backup folder {root} is not what it was",
+            f"the backup folder {root} is not the one that was locked",
             why="it, or its lock file, was unmounted, removed or replaced while it was written to",
             fix=f"findmnt --target {root}; mount it again; then: {again}",
         )

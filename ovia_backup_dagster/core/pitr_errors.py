@@ -18,7 +18,7 @@ class ServerReplacedError(WalError):
 
 
 class SegmentDamagedError(WalError):
-    """A WAL segment is not what its name says, or a record in it does not have its checksum."""
+    """A WAL segment does not match its name, or a record in it has a wrong checksum."""
 
 
 class WalGapError(WalError):

@@ -35,11 +35,11 @@ def sweep_abandoned(catalog: Catalog) -> list[Path]:
 
 def unfinished_files(catalog: Catalog) -> list[Path]:
     """Our temporary files, and sidecars without a dump: being written now, or left by a crash."""
-    with as_volume_error(f"cannot look into {catalog.root}"):
+    with as_volume_error(f"cannot list {catalog.root}"):
         found = sorted(catalog.root.glob(f"{PROBE}*{TEMPORARY}"))
     for tier in Tier:
         folder = catalog.folder(tier)
-        with as_volume_error(f"cannot look into {folder}"):
+        with as_volume_error(f"cannot list {folder}"):
             if folder.is_dir():
                 # If the old script removed a dump, its sidecars wait until the dump is restored.
                 names = set(os.listdir(folder)) | protected(catalog.root, tier)

@@ -42,7 +42,7 @@ class Protection:
 
 def handover_began(root: Path) -> datetime | None:
     """When the hand-over in progress began (UTC); ``None`` without one, or if ``.handover`` is not a folder."""
-    with as_volume_error(f"cannot look at {root / FOLDER}"):
+    with as_volume_error(f"cannot inspect {root / FOLDER}"):
         try:
             # Only the beginning and the end of a hand-over change the folder itself; the links are one level below.
             status = (root / FOLDER).lstat()
@@ -53,7 +53,7 @@ def handover_began(root: Path) -> datetime | None:
 
 def protected(root: Path, tier: Tier) -> set[str]:
     """The names of the tier's dumps that are protected."""
-    with as_volume_error(f"cannot look into {root / FOLDER / tier}"):
+    with as_volume_error(f"cannot list {root / FOLDER / tier}"):
         try:
             if handover_began(root) is None:
                 return set()

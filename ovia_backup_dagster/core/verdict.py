@@ -66,7 +66,8 @@ class Witness(Sidecar):
         contents: the archive's contents list, sorted: ``TYPE schema name owner``.
         partitions: partition -> its parent, both as in ``tables``.
         inherits: child table -> its parents by inheritance, as in ``tables``.
-        schema_sha256: hex digest of the schema text without its random and dated lines.
+        schema_sha256: hex digest of the schema text, without the lines that hold a random key (psql's restrict and
+            unrestrict) or versions (``-- Dumped from``, ``-- Dumped by``).
         decoded_bytes: length of the decoded data text.
         archive_client: the pg_dump version that wrote the archive, from its header.
     """
@@ -238,7 +239,7 @@ class Hold(Statement):
     """``<file>.held.json``: keep this backup regardless of the counts.
 
     Attributes:
-        until: when the hold ends by itself (UTC).
+        until: when the hold expires (UTC).
         cause: why the backup is held.
         tables: table that lost rows -> its number of rows in this backup.
         reason: the cause in words, with the numbers.

@@ -24,7 +24,7 @@ _DESCRIPTION = (
     "The condition of the backups, with a check for each question. Sends an alert through BACKUP_NOTIFY_URLS if the "
     "newest dump is too old, missing, bad, or dated in the future, if the daily backup failed, if a restore drill "
     f"failed or is overdue, if a restore is unfinished, if `{KEPT_DATABASES_JOB}` failed, or with PITR_ENABLED if "
-    "WAL or base backups do not arrive in time or whole; and an all-clear when the trouble is over. "
+    "WAL or base backups arrive late or incomplete; and an all-clear when the trouble is over. "
     f"`{FRESHNESS_SENSOR}` materializes it, also when all is well, after each day's backup. Launched by hand, it shows "
     "the condition, and sends a message only if something is wrong."
 )
@@ -73,7 +73,7 @@ def build_alert(system: BackupSystem, names: DatabaseNames) -> dg.AssetsDefiniti
                 context.log.info(f"{title}\n{body}")
                 delivery = system.notifier.send(title, body, failure=bool(state.told))
                 if delivery.failed:
-                    context.log.warning(f"some channels did not take the message: {', '.join(delivery.failed)}")
+                    context.log.warning(f"some channels did not accept the message: {', '.join(delivery.failed)}")
                 shown |= {"title": dg.MetadataValue.text(title), "message": dg.MetadataValue.text(body)}
                 shown |= metadata.of_delivery(delivery)
             else:

@@ -152,7 +152,7 @@ def _switched_off(
         DAILY_BACKUP_SCHEDULE: "no backup is made automatically",
         RESTORE_DRILL_SCHEDULE: "no drill shows whether backups restore",
         FRESHNESS_SENSOR: "no one is notified when backups fail",
-        HISTORY_PRUNING_SCHEDULE: "Dagster's history grows for ever",
+        HISTORY_PRUNING_SCHEDULE: "Dagster's history grows forever",
     }
     if pitr:
         losses[BASE_BACKUP_SCHEDULE] = "no base backup is made automatically, and no WAL is removed"
@@ -183,7 +183,7 @@ def _limits(instance: dg.DagsterInstance, names: DatabaseNames) -> Iterator[Obse
     if instance.run_monitoring_enabled:
         yield ok(Area.DAGSTER, "runs that do not start, or do not end in time, are marked failed")
     else:
-        yield warn(Area.DAGSTER, "a run that is killed stays 'started' for ever: run monitoring is off", _COPY)
+        yield warn(Area.DAGSTER, "a killed run stays 'started' forever: run monitoring is off", _COPY)
 
 
 def _shared_keys(instance: dg.DagsterInstance, dump: dg.AssetKey) -> Iterator[Observation]:

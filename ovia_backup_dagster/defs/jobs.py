@@ -82,7 +82,8 @@ def build_asset_jobs(settings: Settings, names: DatabaseNames) -> list[Any]:
         bases = dg.define_asset_job(
             names.in_location(BASE_BACKUP_JOB),
             selection=dg.AssetSelection.assets(*map(names.key, BASE_CHAIN)),
-            # Without the volume's tag: a dump may run beside. A rate limit may make it last longer than other runs.
+            # Without the volume's tag: a dump may run at the same time. A rate limit may make a base backup last longer
+            # than other runs.
             tags={**database_tags(settings), **NO_TIME_LIMIT, LONG_TAG: "base"},
             executor_def=dg.in_process_executor,
             description="Make a base backup, verify it to the last byte, and remove the WAL and the base backups that "

@@ -279,7 +279,7 @@ def of_wal_pruning(pruned: PrunedArchive) -> Metadata:
 
 
 def of_delivery(delivery: Delivery) -> Metadata:
-    """The channels that took the message, and those that did not."""
+    """The channels that accepted the message, and those that did not."""
     return {
         "told": dg.MetadataValue.text(", ".join(delivery.delivered) or "no one: BACKUP_NOTIFY_URLS is empty"),
         **({"not_told": dg.MetadataValue.text(", ".join(delivery.failed))} if delivery.failed else {}),

@@ -53,7 +53,7 @@ def build_pitr_assets(system: BackupSystem, names: DatabaseNames) -> list[dg.Ass
         pool=names.base_pool,
         freshness_policy=policy,
         description="A `pg_basebackup` of the whole cluster in `pitr/`, on which received WAL is replayed. It gets its "
-        "name only when it is complete. A dump may run beside it.",
+        "name only when it is complete. A dump may run at the same time.",
     )
     def base_backup(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with errors_as_failures(context, system, names.in_words):

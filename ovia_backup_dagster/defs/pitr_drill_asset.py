@@ -1,4 +1,6 @@
-"""The drill of point-in-time recovery as an asset: by hand, after each new base backup, and once a month.
+"""The drill of point-in-time recovery as an asset.
+
+It runs when launched by hand, after each new base backup, and once a month.
 
 The drill itself is in ``pitr.recovery_drill``, its evidence in ``pitr.recovery_evidence``.
 """

@@ -117,7 +117,7 @@ def _refuse_repetition(run: dg.DagsterRun, action: RestoreAction) -> None:
         raise RestoreRefusedError(
             f"nothing was done: this run repeats run {before}, and {action.value} is never repeated",
             why="the decision was made for the databases as they were then",
-            fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (of an undo: plan_undo)",
+            fix=f"launch {RESTORE_JOB} from its Launchpad, first with action: plan (for an undo: plan_undo)",
         )
 
 
@@ -169,8 +169,8 @@ def _recovered(context: dg.OpExecutionContext, config: RestoreConfig, system: Ba
     """
     if config.action is not RestoreAction.plan:
         raise RestoreRefusedError(
-            "nothing was done: `to` is for action: plan",
-            why="such as `5 minutes ago` is another instant at each launch",
+            "nothing was done: `to` is valid only with `action: plan`",
+            why="a relative time, such as `5 minutes ago`, is a different instant at each launch",
             fix="launch it again with the fields that the plan printed: backup, action and confirm, without `to`",
         )
     log = context.log.info

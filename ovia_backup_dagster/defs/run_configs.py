@@ -142,8 +142,9 @@ class RestoreConfig(dg.Config):
     )
     tables: list[str] = Field(
         default=[],
-        description="Only these tables: restore beside, compare, copy them into a new schema of the live database, and "
-        "print the statement that inserts the missing rows. No table there is changed; leave `mode` as it is.",
+        description="Only these tables: restore the backup into a separate database, compare, copy them into a new "
+        "schema of the live database, and print the statement that inserts the missing rows. No table there is "
+        "changed; leave `mode` as it is.",
     )
     into: str = Field(default="", description="With `new`: the database to create. Empty: `<db>_restore_<time>`.")
     jobs: int = Field(default=0, ge=0, le=64, description="Parallel restore jobs; 0: the value of RESTORE_JOBS.")

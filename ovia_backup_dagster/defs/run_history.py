@@ -1,4 +1,4 @@
-"""Prunes Dagster's history: runs, their events and their output, which Dagster keeps for ever.
+"""Prunes Dagster's history: runs, their events and their output, which Dagster keeps forever.
 
 Ticks do not belong here: ``retention`` in dagster.yaml removes them. No backup depends on Dagster's history, so this is
 an op outside the asset graph.

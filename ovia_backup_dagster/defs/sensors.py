@@ -36,7 +36,7 @@ _DESCRIPTION = (
     "if a newer one is bad; if no backup is verified any more; if the last run of the daily backup failed and no newer "
     "backup is verified; if a restore drill failed, or the last that passed is older than DRILL_MAX_AGE_DAYS; if a "
     f"restore is unfinished; if the last run of `{KEPT_DATABASES_JOB}` failed; with PITR_ENABLED, if WAL or base "
-    "backups do not arrive in time or whole; or if the volume cannot be read, or does not answer in time. Sends one "
+    "backups arrive late or incomplete; or if the volume cannot be read, or does not answer in time. Sends one "
     "alert a day while the trouble lasts, and one all-clear when it is over. While all is well, materializes the alert "
     "in green after each day's backup, and sends no message."
 )

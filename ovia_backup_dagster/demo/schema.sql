@@ -18,8 +18,8 @@ BEGIN;
 
 -- ---------------------------------------------------------------- roles, database
 
--- Roles belong to the cluster, so another database, or a load running beside
--- this one, may have created them already.
+-- Roles belong to the cluster, so another database, or a load running at the
+-- same time, may have created them already.
 DO $$
 DECLARE
     wanted text;

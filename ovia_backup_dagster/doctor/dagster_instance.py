@@ -28,7 +28,7 @@ def look_at_instance(environment: Mapping[str, str] | None = None) -> Iterator[O
     home = environment.get("DAGSTER_HOME")
     if not home:
         fix = "export DAGSTER_HOME=the folder of the Dagster that runs the schedule; or launch doctor_job in its UI"
-        yield warn(Area.DAGSTER, "not looked at: DAGSTER_HOME is not set here", fix)
+        yield warn(Area.DAGSTER, "not checked: DAGSTER_HOME is not set here", fix)
         return
     command = (sys.executable, "-W", "ignore", "-m", MODULE)
     try:

@@ -46,7 +46,7 @@ def _sandbox(system: BackupSystem) -> Iterator[Observation]:
     """Whether the code in a backup is confined while a drill restores it."""
     wanted = system.programs.sandbox.confine
     if wanted is Confine.OFF:
-        text = "what a backup contains runs unconfined in drills, and is parsed so: DRILL_SANDBOX=off"
+        text = "code in a backup runs unconfined in drills, and the archive is parsed unconfined: DRILL_SANDBOX=off"
         yield warn(Area.DRILLS, text, "unset DRILL_SANDBOX")
         return
     try:
@@ -89,7 +89,7 @@ def _folder(system: BackupSystem, folder: Path) -> Iterator[Observation]:
         return
     left = remains(folder)
     if left:
-        text = f"{len(left)} copies were kept or left by killed drills, such as {left[0]}"
+        text = f"{len(left)} copies remain, kept on request or left by killed drills, such as {left[0]}"
         yield warn(Area.DRILLS, text, "nothing: the next drill removes them; at once: ovia-backup drill --remove-copy")
     try:
         newest = next(system.catalog.newest_first(), None)

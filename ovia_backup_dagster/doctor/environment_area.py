@@ -110,7 +110,7 @@ def _vulnerabilities(versions: Iterable[str]) -> Iterator[Observation]:
     elif parsed is None or not releases.newest_minor(parsed[0]):
         yield warn(Area.PROGRAMS, f"version {version} is not in the list of known vulnerabilities", "use a release")
     else:
-        yield ok(Area.PROGRAMS, f"no vulnerability known of {version} ({as_of})")
+        yield ok(Area.PROGRAMS, f"no vulnerability of version {version} is known ({as_of})")
     age = datetime.now(UTC).date() - releases.AS_OF
     if age > releases.MAX_AGE:
         text = f"the list of known vulnerabilities is {age.days} days old: PostgreSQL has released fixes since"
@@ -160,6 +160,6 @@ def test_alert(system: BackupSystem) -> Iterator[Observation]:
         yield failed(Area.ALERTS, error)
         return
     for channel in delivery.delivered:
-        yield ok(Area.ALERTS, f"channel {channel} took a test message: see that it arrived")
+        yield ok(Area.ALERTS, f"channel {channel} accepted a test message: check that it arrived")
     for channel in delivery.failed:
-        yield fail(Area.ALERTS, f"channel {channel} did not take a test message", "check its URL and the network")
+        yield fail(Area.ALERTS, f"channel {channel} did not accept a test message", "check its URL and the network")

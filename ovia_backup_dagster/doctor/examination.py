@@ -99,4 +99,5 @@ def code_server_needs(system: BackupSystem) -> Iterator[Observation]:
     except BackupError as error:
         yield replace(failed(Area.VOLUME, error), level=Severity.WARN)
     else:
-        yield ok(Area.VOLUME, f"the volume can be read; the newest backup is {newest or 'not made yet'}")
+        found = "there is no backup yet" if newest is None else f"the newest backup is {newest}"
+        yield ok(Area.VOLUME, f"the volume can be read; {found}")

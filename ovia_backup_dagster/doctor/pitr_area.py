@@ -121,7 +121,7 @@ def _role(system: BackupSystem, server: _Server) -> Iterator[Observation]:
         text = f"role {user} does not have {attribute.upper()}"
         yield fail(Area.PITR, text, server.psql, f"ALTER ROLE {name} {attribute.upper()};")
     if not role["identifies"]:
-        text = f"role {user} may not call pg_control_system(), by which one cluster is told from another"
+        text = f"role {user} may not call pg_control_system(), which distinguishes one cluster from another"
         grant = f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO {name};"
         yield fail(Area.PITR, text, server.psql, grant)
     if role["superuser"]:
@@ -189,18 +189,19 @@ def _slot(system: BackupSystem, server: _Server) -> Iterator[Observation]:
     if slot is None and facts["used"] >= facts["slots"]:
         yield fail(
             Area.PITR,
-            f"slot {name} cannot be made: max_replication_slots is {facts['slots']}, and all are in use",
+            f"slot {name} cannot be created: max_replication_slots is {facts['slots']}, and all are in use",
             f"drop those that are not used, see pg_replication_slots; or {server.psql}; then restart it",
             f"ALTER SYSTEM SET max_replication_slots = {facts['slots'] + 10};",
         )
     elif slot is None:
-        yield ok(Area.PITR, f"the receiver will make slot {name}: {facts['used']} of {facts['slots']} slots are in use")
+        text = f"the receiver will create slot {name}: {facts['used']} of {facts['slots']} slots are in use"
+        yield ok(Area.PITR, text)
     elif slot["slot_type"] != "physical":
-        text = f"slot {name} is a logical slot, which another program made"
+        text = f"slot {name} is a logical slot, which another program created"
         yield fail(Area.PITR, text, "set WAL_SLOT to another name")
     elif slot["wal_status"] == "lost":
         text = f"slot {name} has lost its WAL: the server removed what was not received"
-        fix = "the receiver makes it again when it starts; then: ovia-backup base-backup"
+        fix = "the receiver creates it again when it starts; then: ovia-backup base-backup"
         yield fail(Area.PITR, text, fix)
     elif slot["wal_status"] == "unreserved":
         text = f"slot {name} will lose its WAL at the server's next checkpoint"

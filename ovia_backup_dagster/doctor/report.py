@@ -51,17 +51,17 @@ _SEVERITIES = {
     ConditionLevel.CRITICAL: Severity.FAIL,
 }
 _DESCRIPTIONS = {
-    Area.SETTINGS: "The settings can be used, and the files that they name be read.",
-    Area.PROGRAMS: "The client programs are there, of the right version, and without known vulnerabilities.",
-    Area.VOLUME: "The backup volume can be written, is private, and has room; its folders and clock are right.",
+    Area.SETTINGS: "The settings can be used, and the files that they name can be read.",
+    Area.PROGRAMS: "The client programs are installed, have the right version, and have no known vulnerabilities.",
+    Area.VOLUME: "The backup volume can be written to, is private, and has room; its folders and clock are right.",
     Area.BACKUPS: "The newest backup is fresh, and no crash left anything behind.",
     Area.SERVER: "The server answers, by a connection that is safe, and can be dumped.",
     Area.RIGHTS: "The role that dumps may read all that a dump reads.",
     Area.DRILLS: "A restore drill can be made, and the last one passed.",
     Area.RESTORES: "A restore can be made, and none is unfinished.",
-    Area.REMOTES: "Each remote can be reached, is ours, and has fresh and whole copies.",
-    Area.PITR: "WAL can be received and base backups be made, and they are; or point-in-time recovery is off.",
-    Area.ALERTS: "People can be told.",
+    Area.REMOTES: "Each remote can be reached, is ours, and has fresh and complete copies.",
+    Area.PITR: "WAL can be and is received, base backups can be and are made; or point-in-time recovery is off.",
+    Area.ALERTS: "Alerts can be delivered.",
     Area.DAGSTER: "Dagster's daemons run, its triggers are on, and its limits keep runs apart.",
 }
 
@@ -157,7 +157,7 @@ def markdown(lines: Sequence[Observation], *, named: bool = True) -> str:
         lines: what was found.
         named: whether each item names its area.
     """
-    return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was looked at."
+    return bullets(map(_item, by_weight(lines), [named] * len(lines))) if lines else "Nothing was checked."
 
 
 def problems_markdown(lines: Sequence[Observation]) -> str:

@@ -89,7 +89,7 @@ def _database(system: BackupSystem, found: Sequence[BackupError]) -> Iterator[Ob
         yield ok(Area.RESTORES, f"kept {until}: {each.name}{size}; {way_back(list(replaced), each.name)} swaps back")
     for name in system.restorations.kept_databases.copies_left():
         fix = f"as a superuser, once it is no longer needed: DROP DATABASE {sql_identifier(name)} WITH (FORCE)"
-        yield warn(Area.RESTORES, f"{name} is left over from a restore that was put back, and takes room", fix)
+        yield warn(Area.RESTORES, f"{name} is left over from a restore that was put back, and takes up space", fix)
 
 
 def _newest_backup(system: BackupSystem, server: Connection, owner: str) -> Iterator[Observation]:
@@ -128,7 +128,7 @@ def _services(system: BackupSystem) -> Iterator[Observation]:
     try:
         if settings.health_url:
             wait_until_healthy(settings.health_url, _HEALTH_SECONDS, lambda _: None)
-            yield ok(Area.RESTORES, "HEALTH_URL says that the application is well")
+            yield ok(Area.RESTORES, "HEALTH_URL reports that the application is healthy")
     except BackupError as error:
         yield _not_now(error)
 

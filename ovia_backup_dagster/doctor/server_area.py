@@ -128,7 +128,8 @@ def _version(system: BackupSystem, about: dict[str, Any]) -> Iterator[Observatio
         yield fail(Area.SERVER, f"the server is PostgreSQL {version}, pg_dump is {client}", fix)
         return
     if is_without_repairs(major, datetime.now(UTC).date()):
-        text = f"PostgreSQL {major} had its last release on {MAJORS[major].last_release}: what is found in it stays"
+        last = MAJORS[major].last_release
+        text = f"PostgreSQL {major} had its last release on {last}: vulnerabilities found since then stay"
         yield warn(Area.SERVER, text, "move to a later major: https://www.postgresql.org/support/versioning/")
     parsed, newest = parse_release(version), newest_minor(major)
     if parsed and parsed[1] < newest:
@@ -237,8 +238,8 @@ def _same_server(system: BackupSystem, session: Session) -> Iterator[Observation
     if known and here and here != known:
         yield warn(
             Area.SERVER,
-            "this is another server than the one of the last dump (its system identifier differs)",
-            "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; else "
+            "this is not the server of the last dump (its system identifier differs)",
+            "expected after a restore; after a move, the first dump is bad until: ovia-backup accept latest; else "
             "check POSTGRES_HOST",
         )
 
@@ -250,7 +251,7 @@ def _large(system: BackupSystem) -> Iterator[Observation]:
         yield fail(Area.SERVER, str(large), large.fix)
     if not whole:
         text = "not all tables were checked for rows too large for a dump: reading the lengths was cancelled"
-        yield warn(Area.SERVER, text, "nothing, where no field is over 512 MB; if pg_dump fails, it says which table")
+        yield warn(Area.SERVER, text, "nothing, if no field is over 512 MB; if pg_dump fails, it says which table")
     elif not found:
         yield ok(Area.SERVER, "no row is too large for a dump")
 

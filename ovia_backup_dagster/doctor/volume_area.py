@@ -72,7 +72,7 @@ _LACKS: dict[Capability, tuple[Callable[[Area, str, str], Observation], str, str
     ),
     Capability.SYNC: (
         warn,
-        "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
+        "does not sync folders to the disk when asked to: after a power cut the newest backup may be missing",
         "nothing, if the machine that keeps it has a battery; else put BACKUP_DIR on another filesystem",
     ),
 }
@@ -115,7 +115,7 @@ def _missing(catalog: Catalog) -> Iterator[Observation]:
 
 def _folders(catalog: Catalog) -> Iterator[Observation]:
     folders = [folder for folder in (catalog.root, *map(catalog.folder, Tier)) if folder.exists()]
-    with as_volume_error(f"cannot look at {catalog.root}"):
+    with as_volume_error(f"cannot inspect {catalog.root}"):
         statuses = {folder: folder.stat() for folder in folders}
     open_ones = [folder for folder, status in statuses.items() if stat.S_IMODE(status.st_mode) & 0o077]
     if open_ones:
@@ -155,13 +155,13 @@ def _capabilities(root: Path) -> Iterator[Observation]:
         say, text, fix = _LACKS[lack.of]
         yield say(Area.VOLUME, f"the filesystem of {root} {text} ({lack.said})", fix.format(root=shown))
     if not missing:
-        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and puts folders on the disk")
+        yield ok(Area.VOLUME, "its filesystem has locks, hard links and modes, and syncs folders to the disk")
 
 
 def _strangers(folders: Sequence[Path]) -> Iterator[str]:
     us = os.geteuid()
     for folder in folders:
-        with as_volume_error(f"cannot look into {folder}"), os.scandir(folder) as entries:
+        with as_volume_error(f"cannot list {folder}"), os.scandir(folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # removed since by another process
                     status = entry.stat(follow_symlinks=False)
@@ -177,7 +177,7 @@ def _strange(catalog: Catalog) -> Iterator[Observation]:
     found += [root / HAND_OVER] * (exists(root / HAND_OVER) and not is_folder(root / HAND_OVER))
     for folder in (*map(catalog.folder, Tier), catalog.root / DRILLS, catalog.root / RESTORES):
         if is_folder(folder):
-            with as_volume_error(f"cannot look into {folder}"), os.scandir(folder) as entries:
+            with as_volume_error(f"cannot list {folder}"), os.scandir(folder) as entries:
                 found += (Path(entry.path) for entry in entries if _is_strange(entry))
         elif exists(folder) and not folder.is_dir():
             found.append(folder)
@@ -221,13 +221,13 @@ def _mount(root: Path, hints: Hints) -> Observation:
         return ok(Area.VOLUME, f"{root} is on a filesystem of its own")
     return warn(
         Area.VOLUME,
-        f"{root} is on the same filesystem as /: is the volume mounted? If so meant, a full disk stops both",
+        f"{root} is on the same filesystem as /: is the volume mounted? If this is intended, a full disk stops both",
         steps(f"findmnt -T {shell_word(str(root))}", hints.volume),
     )
 
 
 def _room(system: BackupSystem, catalog: Catalog) -> Iterator[Observation]:
-    with as_volume_error(f"cannot look at {catalog.root}"):
+    with as_volume_error(f"cannot inspect {catalog.root}"):
         disk = os.statvfs(catalog.root)
     free = disk.f_bavail * disk.f_frsize
     make_room = "enlarge the volume, or keep fewer: lower BACKUP_DAILY_KEEP, then ovia-backup prune --dry-run"
@@ -376,7 +376,7 @@ def _signing_key(system: BackupSystem) -> Iterator[Observation]:
     path = system.settings.backup_signing_key_file
     if path is None:
         return
-    with as_volume_error(f"cannot look at {path}"):
+    with as_volume_error(f"cannot inspect {path}"):
         mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         text = f"others on this host can use the signing key {path} (mode {mode:04o}), and sign forged backups"

@@ -100,5 +100,6 @@ class Containment:
                 f"{self.proof.contents.backup} is not restored into {copy.name}",
                 why=f"it is, or may be, the source's own cluster, and {found}",
                 fix="drill in a throwaway cluster: ovia-backup drill --where throwaway; or as the role that "
-                "deploy/restore-role.sql makes (RESTORE_POSTGRES_USER); or, if you trust their owners: --trust-archive",
+                "deploy/restore-role.sql creates (RESTORE_POSTGRES_USER); or, if you trust their owners: "
+                "--trust-archive",
             )

@@ -155,7 +155,7 @@ class DrillFolder(RecordFolder):
                 self._under_way.unlink()
 
     def _killed(self) -> DrillError | None:
-        """The error for a drill that was killed before it wrote its evidence; it stands until another drill ends."""
+        """The error for a drill that was killed before it wrote its evidence; it remains until another drill ends."""
         try:
             began, _, backup = os.fsdecode(read_small(self._under_way, NOTE_BYTES)).partition(" ")
         except (OSError, VolumeError):

@@ -272,7 +272,7 @@ def server_programs(programs: Programs) -> Path:
         found = [Path(programs.path(program)) for program in SERVER_PROGRAMS]
     except ProgramMissingError as error:
         raise ProgramMissingError(
-            f"a throwaway cluster cannot be made: {error.what}",
+            f"a throwaway cluster cannot be created: {error.what}",
             why="only PostgreSQL's client programs are installed here",
             fix="install the server's, too (Debian: postgresql-16), or restore into a scratch database: "
             "RESTORE_POSTGRES_HOST=... RESTORE_POSTGRES_USER=... ovia-backup drill --where database",
@@ -300,7 +300,7 @@ def usable(folder: Path) -> Iterator[None]:
     Raises:
         CopyError: the folder is missing, not writable, or out of reach of the account that servers run under.
     """
-    what = f"cannot make a throwaway cluster in {folder}"
+    what = f"cannot create a throwaway cluster in {folder}"
     try:
         if not may_enter(folder):
             raise CopyError(

@@ -86,7 +86,7 @@ def alert(sender: Sender, state: Condition) -> tuple[str, str]:
 
     Args:
         sender: the database.
-        state: the condition of its backups; something is wrong.
+        state: the condition of its backups, which has at least one trouble.
     """
     failed, rejected = state.failed, state.found.rejected if state.found else ()
     # A failed run or a bad dump explains more than a guess.
@@ -133,7 +133,7 @@ def _headline(first: Answer, state: Condition) -> str:
     if isinstance(first.trouble, StalledVolumeError):
         return "the backup volume does not answer"
     if isinstance(first.trouble, DrillOverdueError):
-        return "no restore drill has passed for long"
+        return "no restore drill has passed for a long time"
     if first.question is Question.PITR:
         return next((words for kind, words in _PITR if isinstance(first.trouble, kind)), _HEADLINES[Question.PITR])
     return _HEADLINES[first.question]

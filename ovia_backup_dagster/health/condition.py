@@ -89,7 +89,7 @@ _DESCRIPTIONS = {
     Question.VOLUME: "The backup volume can be read, and answers in time.",
     Question.FRESH: "The newest dump that is not bad is younger than BACKUP_MAX_AGE_HOURS.",
     Question.UNDAMAGED: "No dump that is newer than that one was found bad.",
-    Question.VERIFIED: "Dumps are read back to the last byte, and found good. The newest may still wait for it.",
+    Question.VERIFIED: "Dumps are read back to the last byte and found good. The newest may not be verified yet.",
     Question.PROVEN: "A restore drill has passed within DRILL_MAX_AGE_DAYS, and the last one did not fail.",
     Question.RESTORES: "No restore, from the UI or the command line, was left unfinished.",
     Question.REPLACED: "The last run of kept_databases_job, which drops what restores have replaced, did not fail.",

@@ -20,7 +20,7 @@ class Delivery:
     """The delivery of a message. Channels are named by number and kind only (``1 (slack)``).
 
     Attributes:
-        delivered: channels that took the message.
+        delivered: channels that accepted the message.
         failed: channels that did not.
     """
 
@@ -58,7 +58,7 @@ class Notifier:
             failure: whether it is bad news; channels that have colours or priorities show it.
 
         Raises:
-            NotificationError: there are channels, and none took the message. Trying again may help.
+            NotificationError: there are channels, and none accepted the message. Trying again may help.
         """
         # It takes a second to import, and is needed only when a message is sent.
         import apprise
@@ -79,7 +79,7 @@ class Notifier:
         if failed and not delivered:
             raise NotificationError(
                 f"no one was notified: {title}",
-                why=f"no channel took the message: {', '.join(failed)}",
+                why=f"no channel accepted the message: {', '.join(failed)}",
                 fix="check BACKUP_NOTIFY_URLS and the network: apprise -vv -b test URL",
             )
         return Delivery(tuple(delivered), tuple(failed))

@@ -39,13 +39,13 @@ class Copied:
     """What a run of copying did.
 
     Attributes:
-        sent: the archives that were sent, or of which sidecars were sent, newest first.
+        sent: the archives that were sent, or whose sidecars were sent, newest first.
         before: the archives of the complete copies that were there before.
-        copies: the same afterwards, oldest first.
+        copies: the archives of the complete copies afterwards, oldest first.
         copies_bytes: their size on the remote.
-        sent_bytes: of all ciphertexts.
+        sent_bytes: the size of all ciphertexts that were sent.
         elapsed_seconds: how long it took.
-        failed: the archives that could not be read here, with the error; they stopped no other.
+        failed: the archives that could not be read here, with the error; they did not stop the others.
     """
 
     sent: tuple[str, ...]

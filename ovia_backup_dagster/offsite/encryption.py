@@ -117,7 +117,7 @@ class Age:
             raise SettingsError(
                 "OFFSITE_IDENTITY_FILE is not set",
                 why="the copy is encrypted to a key that this host does not have",
-                fix="set it to the file age_identity.txt, or type the identity in from the printed page",
+                fix="set it to the path of age_identity.txt, or type the identity in from the printed page",
             )
         return (self.path, "--decrypt", "--identity", str(self.identity))
 
@@ -131,14 +131,15 @@ class Age:
         if "no identity matched" in stderr:
             return SettingsError(
                 f"OFFSITE_IDENTITY_FILE={self.identity} does not open the copy",
-                why="it was encrypted to another key, or was exchanged or altered",
-                fix="use the identity of that time; or another remote: ovia-backup fetch BACKUP --from NAME",
+                why="it was encrypted to another key, or was replaced or altered",
+                fix="use the identity that was in use when the copy was made; or another remote: ovia-backup fetch "
+                "BACKUP --from NAME",
             )
         if re.search(r"identity|failed to open", stderr) and "no such file" in stderr:
             fix = f"ls -l {shell_word(str(self.identity))}"
             return SettingsError(f"OFFSITE_IDENTITY_FILE={self.identity} cannot be read", said=said, fix=fix)
         if re.search(r"malformed secret key|unknown identity|failed to parse|no secret keys found", stderr):
-            fix = "set it to the file age_identity.txt: one line AGE-SECRET-KEY-1…"
+            fix = "set it to the path of age_identity.txt, a file with one line: AGE-SECRET-KEY-1…"
             return SettingsError(f"OFFSITE_IDENTITY_FILE={self.identity} cannot be used", said=said, fix=fix)
         return CopyDamagedError(
             f"{name} cannot be decrypted",

@@ -229,6 +229,6 @@ def _require_room(folder: Path, size_bytes: int) -> None:
     if free < 2 * size_bytes:
         raise VolumeError(
             f"{folder} has too little room",
-            why=f"{human_bytes(2 * size_bytes)} are needed for a moment, and {human_bytes(free)} are free",
+            why=f"{human_bytes(2 * size_bytes)} are needed temporarily, and {human_bytes(free)} are free",
             fix="ovia-backup fetch BACKUP --to a folder with more room",
         )

@@ -4,13 +4,13 @@
 
     ovia-offsite.json(.sig)                   the marker: whose remote this is
     statements/00000042.json(.sig)            the signed log
-    backups/<archive>/<archive>.age           the archive; its manifest and its roles likewise
+    backups/<archive>/<archive>.age           the archive; the same for its manifest and its roles
     backups/<archive>/<archive><suffix>.<sha256>.age   a sidecar that may get a newer version
     backups/<archive>/receipt-00000042.json(.sig)      written last: all files as of statement 42 are there
     canary/...                                what a lock must protect
 
 No object is ever overwritten, so that a store can lock all of them. Most stores cannot rename, and some show an object
-before it is whole: so a backup is there if its receipt is.
+before it is complete: so a backup is there if its receipt is.
 """
 
 from __future__ import annotations

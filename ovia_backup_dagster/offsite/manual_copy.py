@@ -49,7 +49,7 @@ class ManualCopy:
             The names of the files there.
 
         Raises:
-            RemoteForeignError: a file of this name is there, and is another.
+            RemoteForeignError: a different file of this name exists there.
             CopyDamagedError: what arrived is not what was sent.
             RemoteError, VolumeError, SettingsError, ProgramMissingError: it could not be copied.
         """

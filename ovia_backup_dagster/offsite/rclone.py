@@ -237,7 +237,7 @@ class Remote(RcloneCalls):
         if code:
             if "doesn't support about" in stderr or "not support" in stderr:
                 return None
-            raise self._error(f"cannot ask {self} for its room", stderr, code)
+            raise self._error(f"cannot ask {self} for its free space", stderr, code)
         found: dict[str, Any] = json.loads(output)
         free = found.get("free")
         return int(free) if free is not None else None
@@ -328,7 +328,7 @@ class Remote(RcloneCalls):
         """
         code, output, stderr = self.ask(("backend", "features", self.address.at("")))
         if code:
-            raise self._error(f"cannot ask {self} what it can", stderr, code)
+            raise self._error(f"cannot ask {self} what it supports", stderr, code)
         found = json.loads(output)
         return bool(found.get("Hashes")) and not found["Features"].get("SlowHash")
 
@@ -374,7 +374,7 @@ class Remote(RcloneCalls):
 
 
 class _Counted:
-    """A pipe that counts the bytes which pass, so that a transfer that stands still is noticed."""
+    """A pipe that counts the bytes which pass, so that a transfer that stalls is noticed."""
 
     def __init__(self, pipe: IO[bytes], moved: list[int]) -> None:
         self._pipe, self._moved = pipe, moved
@@ -400,7 +400,7 @@ class _Counted:
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
     until = None
-    with contextlib.suppress(ValueError):  # a store's user may name a value of this name as they like
+    with contextlib.suppress(ValueError):  # a user of the store may set metadata of this name to any value
         until = datetime.fromisoformat((entry.get("Metadata") or {}).get("object-lock-retain-until-date", ""))
     return Stored(
         size_bytes=int(entry["Size"]),

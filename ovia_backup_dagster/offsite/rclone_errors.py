@@ -49,14 +49,17 @@ _KNOWN: tuple[tuple[str, type[BackupError], str, str], ...] = (
         r"\bx509:|tls: failed to verify",
         RemoteAccessError,
         "its TLS certificate is not trusted here",
-        "check the address in RCLONE_CONFIG; if the store has an authority of its own: SSL_CERT_FILE; then {try_it}",
+        (
+            "check the address in RCLONE_CONFIG; if the store has its own certificate authority: SSL_CERT_FILE; "
+            "then {try_it}"
+        ),
     ),
     (r"NoSuchBucket|bucket does not exist", RemoteMissingError, "there is no such bucket", _CHECK),
     (
         r"missing Object ?Lock ?Configuration|Object Lock is not (enabled|configured)",
         RemoteError,
         "its bucket has no object lock",
-        "make a bucket with object lock and use that; or OFFSITE_LOCK_DAYS=0",
+        "create a bucket with object lock and use that; or OFFSITE_LOCK_DAYS=0",
     ),
     (
         r"ObjectLocked|object is locked|retention period|WORM protected|Access Denied because object protected",

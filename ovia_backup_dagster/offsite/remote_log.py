@@ -84,7 +84,7 @@ class RemoteLog:
         except (SignatureError, ValidationError) as error:
             raise RemoteForeignError(
                 f"the marker of remote {self.remote} does not count",
-                why=f"its signature does not hold: {error}" if isinstance(error, SignatureError) else "it is damaged",
+                why=f"its signature is invalid: {error}" if isinstance(error, SignatureError) else "it is damaged",
                 fix="use a folder of its own for each signing key: OFFSITE_REMOTES; then: ovia-backup offsite init "
                 f"{self.remote}",
             ) from None
@@ -111,7 +111,7 @@ class RemoteLog:
             since: a statement that the file names: a key that was replaced before it does not count.
 
         Raises:
-            SignatureError: it does not hold.
+            SignatureError: it is invalid.
         """
         chain = self.log.chain()
         for rotation in chain.rotations:
@@ -156,7 +156,7 @@ class RemoteLog:
         """A receipt, after checking its signature.
 
         Raises:
-            SignatureError: it does not hold.
+            SignatureError: it is invalid.
             ValidationError: it has another form.
         """
         if path not in contents or path + SIGNATURE not in contents:

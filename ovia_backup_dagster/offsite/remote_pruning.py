@@ -1,7 +1,7 @@
 """Removes from a remote the copies that its retention does not keep. ``remote_retention`` decides which.
 
-Nothing is removed without the marker, behind a listing that failed, or that was not listed. A copy stops being one with
-its receipts, which go first: a removal that was interrupted leaves no half copy that looks whole.
+Nothing is removed if the marker is missing or the listing failed, and only what was listed is removed. A copy ends with
+its receipts, which go first: a removal that was interrupted leaves no half copy that looks complete.
 """
 
 from __future__ import annotations

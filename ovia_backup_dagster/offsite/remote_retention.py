@@ -1,6 +1,6 @@
 """Decides which copies a remote keeps, by the same plan as the volume's retention. Pure.
 
-On a remote a backup has one copy, which stands in every tier that is on: it goes when no tier keeps it.
+On a remote a backup has one copy, which counts in every tier that is on: it goes when no tier keeps it.
 """
 
 from __future__ import annotations

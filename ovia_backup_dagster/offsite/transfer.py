@@ -106,7 +106,7 @@ def _send_once(source: PlainFile, age: Age | None, remote: Remote, path: str, lo
         if sent != size_bytes:
             raise CopyDamagedError(
                 f"{source.path.name} was not encrypted as expected",
-                why=f"age wrote {sent:,} bytes, and {size_bytes:,} were due",
+                why=f"age wrote {sent:,} bytes, and {size_bytes:,} were expected",
                 fix="age --version; ovia-backup doctor",
             )
         stream.write(held_back)
@@ -242,7 +242,7 @@ def fetch(remote: Remote, path: str, age: Age, target: Path, stated: SignedFile,
             if SignedFile(size_bytes=plain.stat().st_size, sha256=digest.hexdigest()) != stated:
                 raise CopyDamagedError(
                     f"{target.name} on {remote} is not what was signed",
-                    why="its SHA-256 is another: it was exchanged or altered there",
+                    why="its SHA-256 differs: the file was replaced or altered there",
                     fix="fetch it from another remote: ovia-backup fetch BACKUP --from NAME",
                 )
             plain.rename(target)

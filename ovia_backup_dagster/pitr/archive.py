@@ -100,7 +100,7 @@ class ClusterArchive:
             VolumeError: it cannot be looked at.
         """
         path = self.folder / _CLUSTER
-        with as_volume_error(f"cannot look at {path}"):
+        with as_volume_error(f"cannot inspect {path}"):
             return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
 
     def create(self, facts: ClusterFacts) -> None:
@@ -123,11 +123,11 @@ class ClusterArchive:
         return segment.name(self.facts.segment_bytes)
 
     def archived(self, segment: Segment) -> Path:
-        """Where a finished segment stands."""
+        """Where a finished segment is."""
         return self.wal / f"{self.name(segment)}{COMPRESSED}"
 
     def archived_partial(self, segment: Segment) -> Path:
-        """Where a segment stands that was not finished, because its timeline ended within it."""
+        """Where a segment is that was not finished, because its timeline ended within it."""
         return self.wal / f"{self.name(segment)}{PARTIAL}{COMPRESSED}"
 
     def archived_segments(self) -> list[Segment]:

@@ -64,7 +64,7 @@ _AGAIN = "ovia-backup base-backup"
 #: The first that server and pg_basebackup both support. Compression on the server saves the network's time; zstd:1 is
 #: faster than gzip:1, and its files are smaller.
 COMPRESSIONS = ("server-zstd:1", "client-zstd:1", "server-gzip:1", "client-gzip:1", "none")
-#: Without a base backup to compare with: zstd:1 needs 0.2 of a data folder, and rarely more than this.
+#: Without a base backup to compare with: zstd:1 needs 0.2 of a data directory, and rarely more than this.
 _EXPECTED_RATIO = 0.5
 #: The server archives its WAL elsewhere or not at all: this system receives it.
 _EXPECTED = re.compile(r"NOTICE:\s+(?:WAL archiving is not enabled|all required WAL segments have been archived)")
@@ -305,7 +305,7 @@ def sweep_unfinished_bases(root: Path) -> list[Path]:
     """
     swept = []
     for archive in cluster_archives(root):
-        with as_volume_error(f"cannot look into {archive.base}", passing=FileNotFoundError):
+        with as_volume_error(f"cannot list {archive.base}", passing=FileNotFoundError):
             names = sorted(os.listdir(archive.base)) if is_folder(archive.base) else []
         for path in (archive.base / name for name in names):
             inner = path.name[1 : -len(TEMPORARY)]

@@ -24,7 +24,7 @@ BASE = "base.json"
 BASE_VERDICT = "verified.json"
 _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n\}\n')
 _SEAL_BYTES = len(',\n "checksum": ""\n}\n') + 64
-#: The tar files of a base backup: the data folder's, and a tablespace's by its OID.
+#: The tar files of a base backup: the data directory's, and a tablespace's by its OID.
 TAR = re.compile(r"(base|[1-9]\d{0,9})\.tar(\.gz|\.zst)?")
 _FILE = r"^(?:(?:base|[1-9]\d{0,9})\.tar(?:\.gz|\.zst)?|backup_manifest)$"
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -32,11 +32,11 @@ _Lsn = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
 
 
 class BaseTablespace(Sidecar):
-    """A tablespace besides the data folder.
+    """A tablespace besides the data directory.
 
     Attributes:
         oid: its OID, which names its tar file.
-        name: its name; empty if the server could not say it.
+        name: its name; empty if the server could not report it.
         location: the folder on the server.
     """
 
@@ -59,11 +59,11 @@ class BaseManifest(Sidecar):
         started_at: when it began (UTC, by the server's clock); the instant in the folder's name.
         finished_at: when it had ended (UTC, by the server's clock): no earlier instant can be recovered from it.
         seconds: how long it took until all files were on disk, by a monotonic clock of ours.
-        compression: as pg_basebackup was told, e.g. ``server-zstd:1``.
-        max_rate: the limit, as pg_basebackup was told; empty for none.
+        compression: as passed to pg_basebackup, e.g. ``server-zstd:1``.
+        max_rate: the limit, as passed to pg_basebackup; empty for none.
         client_version: the output of ``pg_basebackup --version``.
         files: file name -> facts, as they were written.
-        tablespaces: the tablespaces besides the data folder.
+        tablespaces: the tablespaces besides the data directory.
         data_bytes: the length of all files in the backup, unpacked.
         warnings: pg_basebackup's messages at exit 0.
         run_id: Dagster's run id; ``None`` from the command line.
@@ -152,7 +152,7 @@ def parse_base_manifest(content: bytes, path: str) -> BaseManifest:
     if seal is None or hashlib.sha256(content[:-_SEAL_BYTES]).hexdigest() != seal[1].decode():
         raise VolumeError(
             f"{path} was altered",
-            why="it does not have the checksum at its end: the disk altered it, or another program did",
+            why="it does not match the checksum at its end: the disk altered it, or another program did",
             fix="dmesg | tail; then make another base backup: ovia-backup base-backup",
         )
     return parse_sidecar(BaseManifest, content, path)

@@ -26,7 +26,7 @@ def unpack_base(base: BaseBackup, data: Path, tablespaces: Path) -> None:
 
     Args:
         base: the base backup.
-        data: the data folder; it must not exist.
+        data: the data directory; it must not exist.
         tablespaces: where the other tablespaces go, each into a folder with its OID.
 
     Raises:

@@ -230,7 +230,7 @@ class _Contents:
                 f"{name}: {shown_path(path)} has {entry.size_bytes:,} bytes, and the server sent {wanted.size_bytes:,}"
             )
         elif sha256 != wanted.sha256:
-            self._found.add(f"{name}: {shown_path(path)} is not what the server sent: its SHA-256 is another one")
+            self._found.add(f"{name}: {shown_path(path)} is not what the server sent: its SHA-256 differs")
 
     def require_complete(self) -> None:
         """Require that each file of the manifest was in a tar file."""

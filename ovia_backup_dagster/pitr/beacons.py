@@ -95,7 +95,7 @@ class BeaconWatch:
             raise SlotLostError(
                 f"slot {slot} is gone" if gone else f"slot {slot} has lost its WAL",
                 why="it was dropped" if gone else "the server removed WAL: max_slot_wal_keep_size",
-                fix="ovia-backup wal status; the receiver makes it again when its connection ends",
+                fix="ovia-backup wal status; the receiver creates it again when its connection ends",
             )
 
 

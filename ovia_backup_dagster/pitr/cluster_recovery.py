@@ -44,7 +44,7 @@ class RecoveredFolder:
     """A cluster that can be started.
 
     Attributes:
-        data: its data folder.
+        data: its data directory.
         tablespaces: where its other tablespaces are, by OID.
         notes: what a person should look at before the start.
     """
@@ -59,7 +59,7 @@ def recover_into(programs: Programs, target: Path, order: RecoveryOrder, *, hour
 
     Args:
         programs: the client and server programs.
-        target: the new data folder; there must be room for the cluster beside it.
+        target: the new data directory; there must be room for the cluster beside it.
         order: what to recover.
         hours: how long the recovery may take.
         log: receives progress.
@@ -122,7 +122,7 @@ def _clean(data: Path, auto_configuration: Path) -> list[str]:
         if path.exists() and (found := _settings_in(path.read_text("utf-8", "replace").splitlines())):
             notes.append(f"{name} sets {', '.join(found)}: see whether that fits this host")
     if not (data / "postgresql.conf").exists():
-        notes.append("postgresql.conf stood outside of the data folder, and is not in the backup: write one")
+        notes.append("postgresql.conf was outside the data directory, so it is not in the backup: write one")
     return notes
 
 

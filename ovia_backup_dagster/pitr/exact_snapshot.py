@@ -1,9 +1,9 @@
 """Takes a snapshot for a dump, and finds the commit that it ends with, so that dump and recovery can prove each other.
 
-A position that is read beside a snapshot is not exact: a backend writes its commit record before other sessions see
-its rows. So the commits in the received WAL are compared with what the snapshot sees. The snapshot ends with a commit
-exactly if every commit up to it, in the order of the WAL, is seen, and none after it. If not, another snapshot is
-taken; under writers every second to tenth one fits.
+A position that is read alongside a snapshot is not reliably exact: a backend writes its commit record before other
+sessions see its rows. So the commits in the received WAL are compared with what the snapshot sees. The snapshot ends
+with a commit exactly if every commit up to it, in the order of the WAL, is seen, and none after it. If not, another
+snapshot is taken; under writers every second to tenth one fits.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class ExactSnapshots:
                 return WalPoint(why=error.account)
             if point is not None:
                 return point
-            why = "commits became visible in another order than they were written, in each snapshot of 30 s"
+            why = "commits became visible in a different order than they were written, in each snapshot of 30 s"
             if time.monotonic() >= deadline:
                 return WalPoint(why=why)
             session.execute("ROLLBACK")

@@ -1,7 +1,7 @@
-"""Makes a backup of one database as it was at an instant: recovers beside, dumps from there, and verifies the dump.
+"""Makes a backup of one database as it was at an instant: recovers separately, dumps from there, and verifies it.
 
-Such an extract is a dump like any other, which the restore that exists swaps in, and undoes. It stands in a folder of
-its own, ``recovered/<UTC of its last commit>/``, which retention, freshness and ``latest`` do not know.
+Such an extract is a dump like any other, which the restore that exists swaps in, and undoes. It is in a folder of its
+own, ``recovered/<UTC of its last commit>/``, which retention, freshness and ``latest`` do not know.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Extractor:
             except DatabaseMissingError:
                 raise RecoveryTargetError(
                     f"the cluster had no database {self.catalog.database} at {to.committed_at:%Y-%m-%d %H:%M:%S} UTC",
-                    why="it was dropped before, or made later",
+                    why="it was dropped before, or created later",
                     fix="choose another instant: ovia-backup wal timeline",
                 ) from None
             # A person chose the instant: it may be one before a table that is expected today.

@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """A file of the data folder.
+    """A file of the data directory.
 
     Attributes:
         size_bytes: its length.
@@ -39,7 +39,7 @@ class PostgresManifest:
     """What a base backup has to contain.
 
     Attributes:
-        files: path in the data folder, as the server's bytes -> facts. Files of tablespaces are below
+        files: path in the data directory, as the server's bytes -> facts. Files of tablespaces are below
             ``pg_tblspc/OID``.
         timeline: the timeline that wrote the WAL that the backup needs.
         start, end: the range of that WAL.
@@ -68,7 +68,7 @@ def parse_postgres_manifest(content: bytes) -> PostgresManifest:
     if end is None:
         raise ValueError("it has no checksum at its end: it was altered or cut off")
     if hashlib.sha256(content[:-_END_BYTES]).hexdigest() != end[1].decode():
-        raise ValueError("it does not have the checksum at its end: it was altered")
+        raise ValueError("it does not match the checksum at its end: it was altered")
     try:
         return _parsed(json.loads(content))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -117,7 +117,7 @@ class RecoveredCluster:
 
     @property
     def tablespaces(self) -> Path:
-        """The folder of the tablespaces besides the data folder, if there are any."""
+        """The folder of the tablespaces besides the data directory, if there are any."""
         return self.cluster.folder / _TABLESPACES
 
     def connection(self, database: str) -> Connection:

@@ -36,11 +36,14 @@ class RecoveryCheck(StrEnum):
     REACHED = "recovered_to_the_commit", "PostgreSQL's recovery stopped right after the commit that the dump ends with."
     BEFORE = "commit_before_is_there", "The last transaction that the dump has is committed in the recovered cluster."
     AFTER = "commit_after_is_not_there", "The transaction that was committed next is not."
-    TABLES = "tables_equal_the_dump", "Every table has the dump's rows, byte for byte, but unlogged ones."
+    TABLES = "tables_equal_the_dump", "Every table has the dump's rows, byte for byte, except unlogged tables."
     LARGE_OBJECTS = "large_objects_equal_the_dump", "Every large object has the dump's content."
-    SEQUENCES = "sequences_of_the_dump", "Every sequence is there. Its value is not part of a snapshot."
+    SEQUENCES = (
+        "sequences_of_the_dump",
+        "Every sequence exists. Its value may differ, because it is not part of a snapshot.",
+    )
     AMCHECK = "heap_and_indexes_agree", "pg_amcheck found every heap sound, and every row in its B-tree indexes."
-    CONTROL = "negative_control", "A row was deleted in the copy, and the comparison noticed: it can see."
+    CONTROL = "negative_control", "A row was deleted in the copy, and the comparison noticed it."
 
 
 class RecoveryFinding(Sidecar):

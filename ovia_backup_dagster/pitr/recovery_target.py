@@ -121,7 +121,7 @@ def _ago(text: str, parts: str, now: datetime) -> datetime:
     try:
         return now - timedelta(seconds=total)
     except OverflowError:
-        raise _refused(text, "that is longer ago than there are years", "use fewer of them") from None
+        raise _refused(text, "that is before the year 1", "give a later time") from None
 
 
 def _at_time(text: str, match: re.Match[str], now: datetime, timezone: tzinfo) -> RecoveryTarget:

@@ -27,7 +27,7 @@ from ovia_backup_dagster.postgres.session import system_identifier
 
 #: The lowest OID of what users create.
 FIRST_USER_OID = 16384
-#: ``pg_class.relkind`` of what has rows of its own or of its partitions.
+#: ``pg_class.relkind`` of relations that have rows, either their own or those of their partitions.
 TABLE_KINDS = frozenset("rp")
 _STAMP = "%Y-%m-%d_%H%M%S"
 _NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d{6})_(\d{1,10})\.json")

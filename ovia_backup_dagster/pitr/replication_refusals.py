@@ -56,8 +56,8 @@ _REFUSALS = (
     _Refusal(
         r"checksum verification failed|checksum error occurred",
         errors.ServerDataError,
-        "a page on the server's disk does not have its checksum: a disk or its memory is failing",
-        "keep all existing backups; copy the server's data folder; see which table it is, and restore it: "
+        "a page on the server's disk has a wrong checksum: a disk or its memory is failing",
+        "keep all existing backups; copy the server's data directory; see which table it is, and restore it: "
         "ovia-backup list",
     ),
 )

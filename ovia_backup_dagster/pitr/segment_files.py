@@ -244,7 +244,7 @@ def require_sealed(path: Path) -> None:
     if left or seal != _SEAL_HEADER + digest.digest():
         raise SegmentDamagedError(
             f"{path} was altered, or cut off",
-            why="it does not have the checksum at its end",
+            why="it does not match the checksum at its end",
             fix="dmesg | tail; then make a base backup: ovia-backup base-backup",
         )
 

@@ -1,7 +1,7 @@
 """What happens to received segments that cannot be archived: fetched again while the server has them, else set aside.
 
 Nothing is deleted: files go to ``set-aside/<UTC>/`` in the cluster's folder. A segment that is set aside leaves a hole
-in the archive, which ``recovery_catalog`` finds and people are told of.
+in the archive, which ``recovery_catalog`` finds and alerts report.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class SegmentRepair:
             if not why and file_sha256(Path(folder) / name) == file_sha256(self.archive.incoming / name):
                 before = Segment(segment.timeline, segment.number - 1)
                 if (self.archive.incoming / self.archive.name(before)).exists():
-                    self.log(f"{name} is what the server has: {self.archive.name(before)} before it is damaged")
+                    damaged = self.archive.name(before)
+                    self.log(f"{name} is the same as on the server: {damaged}, which precedes it, is damaged")
                     self._withdraw(before)
                     self.repair(before)
                     return
@@ -75,7 +76,7 @@ class SegmentRepair:
         # An archived one of this name is of a past that the server no longer has.
         if self.archive.archived(segment).exists():
             self.set_aside(self.archive.archived(segment))
-        self.log(f"{name} is set aside, and missing in the archive: {why}. Next: ovia-backup base-backup")
+        self.log(f"{name} was set aside, and is missing in the archive: {why}. Next: ovia-backup base-backup")
 
     def _withdraw(self, segment: Segment) -> None:
         """Take an archived segment out of the archive, so that it is archived again."""

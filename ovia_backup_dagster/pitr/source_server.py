@@ -26,7 +26,7 @@ _FACTS = """
            (SELECT sum(CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END)
             FROM pg_database)::bigint AS database_bytes
 """
-#: The two that every cluster has are in the data folder.
+#: The two that every cluster has are in the data directory.
 _TABLESPACES = """
     SELECT oid::bigint AS oid, spcname AS name, pg_tablespace_location(oid) AS location
     FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid
@@ -43,7 +43,7 @@ class SourceServer:
         bootstrap_superuser: the role with OID 10.
         now: its clock (UTC).
         database_bytes: the size on its disk of all databases that the role may ask about.
-        tablespaces: those besides the data folder.
+        tablespaces: those besides the data directory.
     """
 
     facts: ClusterFacts

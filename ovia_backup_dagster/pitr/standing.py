@@ -1,7 +1,7 @@
 """Judges how point-in-time recovery stands: what would be lost now, what can be recovered, and what is wrong. Pure.
 
 ``standing_reader`` reads the facts from the volume. Nothing here asks the server: the receiver reports what it says.
-One cause is told once, the first in the chain of causes; what merely follows from it is left out.
+One cause is reported once, the first in the chain of causes; what merely follows from it is left out.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ovia_backup_dagster.pitr.recovery_evidence import DRILLS, RecoveryEvidence
 from ovia_backup_dagster.pitr.recovery_windows import ClusterState, StoredWal, read_states
 from ovia_backup_dagster.pitr.standing_values import PitrFacts
 
-#: WAL of so long ago says little about what arrives today.
+#: Older WAL says little about how much arrives today.
 _RECENT = timedelta(days=7)
 _DAY = timedelta(days=1)
 
@@ -34,7 +34,7 @@ def read_facts(root: Path, now: datetime) -> PitrFacts:
         VolumeError: the volume cannot be read.
     """
     status, states = read_status(root), read_states(root)
-    with as_volume_error(f"cannot look at {root}"):
+    with as_volume_error(f"cannot inspect {root}"):
         free_bytes = shutil.disk_usage(root).free
     state = _present(states, status.system_identifier if status else None)
     if state is None:
@@ -70,7 +70,7 @@ def last_drill(archive: ClusterArchive) -> RecoveryEvidence | None:
 
 
 def wal_bytes_per_day(archived: Iterable[StoredWal], now: datetime) -> float:
-    """By how many bytes a day the archive has grown of late. Less than a day is not taken for more than it was."""
+    """By how many bytes a day the archive has grown recently. Less than a day is not taken for more than it was."""
     recent = [stored for stored in archived if now - _RECENT <= stored.received_at <= now]
     if not recent:
         return 0.0

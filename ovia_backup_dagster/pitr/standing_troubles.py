@@ -27,7 +27,7 @@ from ovia_backup_dagster.pitr.recovery_catalog import Base, Hole, RecoveryCatalo
 from ovia_backup_dagster.pitr.standing_values import PitrFacts, PitrLimits, PitrPart, PitrTrouble
 from ovia_backup_dagster.pitr.wal_position import SEGMENT_BYTES
 
-#: A trouble that the receiver overcomes within this time, such as a restart of the server, is not told.
+#: A trouble that the receiver overcomes within this time, such as a restart of the server, is not reported.
 _PATIENCE = timedelta(minutes=1)
 #: A base backup is made and verified in one run, which may take long.
 _GRACE = timedelta(days=1)
@@ -308,7 +308,7 @@ def _bad(catalog: RecoveryCatalog, newest: Base) -> BackupError | None:
         return None
     return BaseBackupError(
         f"base backup {bad.name} is bad",
-        why=f"its verification found damage; {newest.name} still stands",
+        why=f"its verification found damage; the newest that was not found bad is {newest.name}",
         fix=f"dmesg | tail; then make another one: {_BASE}",
     )
 

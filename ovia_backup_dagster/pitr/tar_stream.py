@@ -54,7 +54,7 @@ def tar_entries(source: ByteStream) -> Iterator[tuple[TarEntry, Iterator[bytes]]
     # Two blocks of zeros are the end.
     while block := source.read(_READ_BYTES):
         if block.strip(b"\0"):
-            raise TarFormatError("something follows its end")
+            raise TarFormatError("there is data after its end")
 
 
 def _content(source: ByteStream, entry: TarEntry) -> Iterator[bytes]:
@@ -67,7 +67,7 @@ def _content(source: ByteStream, entry: TarEntry) -> Iterator[bytes]:
         yield block
     padding = -entry.size_bytes % _BLOCK
     if padding and _exactly(source, padding, "padding").strip(b"\0"):
-        raise TarFormatError(f"something stands between {_shown(entry.path)} and the next entry")
+        raise TarFormatError(f"there is data between {_shown(entry.path)} and the next entry")
 
 
 def _exactly(source: ByteStream, size: int, what: str) -> bytes:
@@ -83,13 +83,13 @@ def _exactly(source: ByteStream, size: int, what: str) -> bytes:
 def _parsed(header: bytes) -> TarEntry:
     path = header[:100].rstrip(b"\0")
     if _octal(header[148:156]) != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-        raise TarFormatError("a header does not have its checksum")
+        raise TarFormatError("a header has a wrong checksum")
     kind, prefix = header[156:157], header[345:500].rstrip(b"\0")
     if header[257:263] != b"ustar\0" or b"\0" in path or prefix or kind not in (_FILE, _FOLDER):
         raise TarFormatError(f"{_shown(path)} is neither a file nor a folder as PostgreSQL writes it")
     clean = path.removeprefix(b"./").removesuffix(b"/") if kind == _FOLDER else path.removeprefix(b"./")
     if not clean or any(part in (b"", b".", b"..") for part in clean.split(b"/")):
-        raise TarFormatError(f"{_shown(path)} leads out of the data folder")
+        raise TarFormatError(f"{_shown(path)} leads out of the data directory")
     size = _number(header[124:136])
     if kind == _FOLDER and size:
         raise TarFormatError(f"{_shown(path)} is a folder with content")
@@ -104,7 +104,7 @@ def _number(field: bytes) -> int:
 def _octal(field: bytes) -> int:
     digits = field.strip(b" \0")
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise TarFormatError(f"a header has {field!r} in the place of a number")
+        raise TarFormatError(f"a header has {field!r} in place of a number")
     return int(digits, 8)
 
 

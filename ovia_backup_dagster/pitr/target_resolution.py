@@ -32,7 +32,7 @@ from ovia_backup_dagster.pitr.wal_records import WalReader
 from ovia_backup_dagster.pitr.wal_timeline import TimelineQuestion, WalTimeline, WalTransaction, read_timeline
 
 _RESTORE_POINT = re.compile(rb"rmgr: XLOG .*, lsn: (?P<lsn>\w+/\w+), prev \w+/\w+, desc: RESTORE_POINT (?P<name>.*)")
-#: How much later than the target a commit must be, so that none that stands after it has an earlier time.
+#: How much later than the target a commit must be, so that no commit after it has an earlier time.
 _DISORDER = timedelta(seconds=10)
 #: Reading goes back by so many segments at first, then by four times as many.
 _STEP = 4
@@ -88,7 +88,7 @@ class TimeStop:
         kept: the last commit that is kept.
         stopped: the commit or abort before which it stops.
         lost: the first commit that is lost.
-        late: commits up to the time that are lost, because they stand after ``stopped``.
+        late: commits up to the time that are lost, because they come after ``stopped``.
     """
 
     first: TransactionEnd | None
@@ -103,7 +103,7 @@ class TimeStop:
             by = max(self.stopped.time - end.time for end in self.late) / timedelta(milliseconds=1)
             which = ", ".join(f"{end.xid} at {exactly(end.time)} ({end.lsn})" for end in self.late[:_TOLD])
             yield (
-                f"ambiguous by {by:.3f} ms: commits up to {exactly(time)} that stand in the WAL after a later one "
+                f"ambiguous by {by:.3f} ms: commits up to {exactly(time)} that follow in the WAL after a later one "
                 f"({exactly(self.stopped.time)}, {self.stopped.lsn}) are lost: {len(self.late)}, {which}; "
                 "to keep one, give its position"
             )

@@ -1,4 +1,4 @@
-"""All of a pruning: base backups and WAL by ``wal_pruning``, and what stands beside them and serves no recovery now.
+"""All of a pruning: base backups and WAL by ``wal_pruning``, and the files beside them that serve no recovery now.
 
 That is old extracts, names of tables, and files that were set aside.
 """

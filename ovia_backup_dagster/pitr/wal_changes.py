@@ -1,4 +1,4 @@
-"""What a committed transaction did to tables, told from what it left in the WAL: DROP, TRUNCATE, many DELETEs, DDL.
+"""What a committed transaction did to tables, derived from what it left in the WAL: DROP, TRUNCATE, many DELETEs, DDL.
 
 WAL has no statements, only pages, files and numbers. What each statement leaves was found by experiment with PostgreSQL
 16.15 and ``wal_level=replica``; ``wal_timeline`` says what is read. Pure: a :class:`Footprint` in, :class:`Change` out.
@@ -9,7 +9,7 @@ WAL has no statements, only pages, files and numbers. What each statement leaves
 * TRUNCATE: no OID is dropped. Each file is replaced: ``Storage CREATE`` of a file whose number is not a new relation's
   OID (``Standby LOCK`` has none such), then the old file in ``rels``, in the same order. The new file of a table gets
   no record; that of an index gets its first page (``XLOG FPI``, ``Hash``, ``BRIN``), that of a sequence a ``Sequence``
-  record. In the transaction that created the table, only ``Storage TRUNCATE``: nothing is lost, nothing is told.
+  record. In the transaction that created the table, only ``Storage TRUNCATE``: nothing is lost, nothing is reported.
   ``Heap TRUNCATE`` exists only with ``wal_level=logical``.
 * VACUUM FULL, CLUSTER, REFRESH MATERIALIZED VIEW, and an ALTER TABLE that rewrites: a relation is created, locked, and
   dropped again in the same transaction, and the old files go with it.
@@ -17,7 +17,7 @@ WAL has no statements, only pages, files and numbers. What each statement leaves
   table was empty, are in another tablespace than the old.
 * DELETE: one ``Heap DELETE`` a row, under the number of the file and of the subtransaction. An UPDATE that moves a row
   to another partition has the flag 0x10.
-* CREATE TEMPORARY TABLE: ``Standby LOCK`` without ``Storage CREATE``. A composite type looks the same, and is not told.
+* CREATE TEMPORARY TABLE: ``Standby LOCK`` without ``Storage CREATE``. A composite type looks the same, and is left out.
 * An unlogged table has only ``_init`` files in the WAL: its DROP is seen, its TRUNCATE and DELETEs are not.
 * DROP DATABASE: ``Database DROP`` removes the files before the commit, so what is kept must end before this record.
 """
@@ -95,7 +95,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class MassDelete:
-    """Which DELETE is told.
+    """Which DELETE is reported.
 
     Attributes:
         rows: at least so many rows.
@@ -108,7 +108,7 @@ class MassDelete:
     least: int = 20
 
     def told(self, deleted: int, of: int) -> bool:
-        """Whether to tell a DELETE of so many rows from a table with ``of`` rows (-1: not known)."""
+        """Whether to report a DELETE of so many rows from a table with ``of`` rows (-1: not known)."""
         return deleted >= self.rows or (deleted >= self.least and of > 0 and deleted >= self.share * of)
 
 
@@ -160,7 +160,7 @@ class Footprint:
         self.dropped_databases |= other.dropped_databases
 
     def is_plain(self, mass: MassDelete) -> bool:
-        """Whether it only changed rows, and deleted few: the most frequent case, and quickly told."""
+        """Whether it only changed rows, and deleted few: the most frequent case, and quickly recognized."""
         return not (
             self.created
             or self.dropped_databases
@@ -183,9 +183,9 @@ class Changes:
     """Tells transactions' changes, in the order of their commits: what is temporary is known from then on.
 
     Args:
-        database: tell only what concerns this database; ``None`` for all.
+        database: report only what concerns this database; ``None`` for all.
         names: the names of relations.
-        mass: which DELETE is told.
+        mass: which DELETE is reported.
     """
 
     def __init__(self, database: int | None, names: RelationNames, mass: MassDelete | None = None) -> None:

@@ -1,7 +1,7 @@
 """Hands archived WAL to a server that recovers, without giving it the archive.
 
 The server's ``restore_command`` is shell text that names the segment it wants, in a folder that the server may write,
-and waits until the segment stands in a folder that it may only read. This process decompresses it, and a few ahead. So
+and waits until the segment is in a folder that it may only read. This process decompresses it, and a few ahead. So
 a confined server needs no decompression program, and the code in it never reaches the archive. Nothing in the server's
 folder is trusted: only the names there are read.
 """

@@ -1,6 +1,6 @@
 """Removes the base backups and the WAL that ``wal_retention`` does not keep: under a lock, from files read again.
 
-A base goes before its WAL, in one rename; so whatever a crash leaves, no base stands there without its WAL. What is
+A base goes before its WAL, in one rename; so after a crash no base is left without its WAL. What is
 being read stays, with its WAL. What the receiver and base backups write is theirs: this module removes published files.
 """
 
@@ -111,7 +111,7 @@ def prune_archive(
 
 
 def _readable(state: ClusterState) -> ClusterState:
-    """Require that each base backup can be read: the WAL under one that cannot might be removed."""
+    """Require that each base backup can be read; otherwise, WAL that an unreadable one needs might be removed."""
     if state.incomplete:
         first = state.incomplete[0]
         raise VolumeError(
@@ -151,7 +151,7 @@ def _sync(archive: ClusterArchive) -> None:
 
 def _sweep(archive: ClusterArchive) -> None:
     """Remove what a killed process has left of base backups that it was removing."""
-    with as_volume_error(f"cannot look into {archive.base}"):
+    with as_volume_error(f"cannot list {archive.base}"):
         names = os.listdir(archive.base) if exists(archive.base) else []
     for name in names:
         if name.startswith(".") and name.endswith(_REMOVING):

@@ -1,8 +1,9 @@
 """The WAL receiver: keeps pg_receivewal running, archives what it receives, and measures what would be lost.
 
-pg_receivewal itself checks little: it mixes the WAL of two clusters under one address, and refuses for ever to continue
+pg_receivewal itself checks little: it mixes the WAL of two clusters under one address, and refuses forever to continue
 after a full disk. So this module looks before each start, and at every tick. It never gives up: a trouble is reported
-in ``status.json``, and tried again. What is wrong on the server or the disk is for people, who are told by ``health``.
+in ``status.json``, and tried again. What is wrong on the server or the disk is for the operator, whom ``health``
+notifies.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class WalReceiver:
         return archive
 
     def _heal_partials(self, archive: ClusterArchive, identity: SourceIdentity) -> None:
-        """Remove unfinished segments of a wrong size, which pg_receivewal would refuse for ever.
+        """Remove unfinished segments of a wrong size, which pg_receivewal would refuse forever.
 
         A full disk leaves them. The server still has their WAL: the slot keeps whole segments.
         """
@@ -192,7 +193,7 @@ class WalReceiver:
         if state is not None:
             self._report.slot(state)
         if state is not None and state.lost:
-            self.log(f"slot {self.source.slot} has lost its WAL: it is dropped and made again")
+            self.log(f"slot {self.source.slot} has lost its WAL: it is dropped and created again")
             self.source.drop_slot()
             state = None
         if state is None:
@@ -215,7 +216,7 @@ class WalReceiver:
             (_GONE, SlotLostError(what, why="the server has removed WAL that was not received", said=said, fix=base)),
             (_LOST, SlotLostError(what, why=f"slot {slot} has lost its WAL", said=said, fix=base)),
             (_FORKED, ServerReplacedError(what, why="the server is on another timeline", said=said, fix=base)),
-            (_AHEAD, ServerReplacedError(what, why="it was put back to an earlier state", said=said, fix=base)),
+            (_AHEAD, ServerReplacedError(what, why="the server was put back to an earlier state", said=said, fix=base)),
         ):
             if pattern.search(stderr):
                 self._begin_again(repair, error)

@@ -118,7 +118,7 @@ def check_records(programs: Programs, folder: Path, names: Sequence[str], start:
         start: where to begin in the first one, at the start of a page; ``None`` for its start.
 
     Raises:
-        SegmentDamagedError: a record does not have its checksum, or is not what PostgreSQL writes.
+        SegmentDamagedError: a record has a wrong checksum, or is not one that PostgreSQL writes.
     """
     ends = dict.fromkeys((names[0], names[-1]))
     begin = () if start is None else (f"--start={start}",)
@@ -128,7 +128,7 @@ def check_records(programs: Programs, folder: Path, names: Sequence[str], start:
         said = stderr.strip().splitlines()[-1] if stderr.strip() else f"pg_waldump ended with code {code}"
         raise SegmentDamagedError(
             f"WAL segment {names[-1]} is damaged",
-            why="a record in it does not have its checksum: the disk altered it, or it was not received whole",
+            why="a record in it has a wrong checksum: the disk altered it, or it was not received whole",
             said=said,
             fix="dmesg | tail; then ovia-backup wal status says what can still be recovered",
         )
@@ -207,7 +207,7 @@ class WalReader:
             stop = Lsn((numbers[-1] + 1) * size)
             begin, limit = max(start, Lsn(number * size)), min(end, stop) if end is not None else stop
             with self._staged(wanted) as folder:
-                # When the server switches to the next segment, the rest of one is zeros, and no place to begin at.
+                # After a switch to the next segment, the rest of the old segment is zeros: reading cannot begin there.
                 while begin < limit and not (
                     yield from self._dumped(
                         folder,

@@ -9,7 +9,7 @@ The rules, for one cluster:
   recovered; on each timeline that reaches into the window, and on the newest one in any case;
 * the two newest bad bases stay for study while they are within the window;
 * all WAL stays from the start of the oldest kept base on, on every timeline, and the WAL of timelines that are newer
-  than every verified base. History files stay for ever: they are small, and nothing else has what is in them.
+  than every verified base. History files stay forever: they are small, and nothing else has what is in them.
 
 The window is counted from the newest instant that can be recovered, and never from a later one. So nothing is removed
 because the receiver has stopped, or because this host's clock is ahead.

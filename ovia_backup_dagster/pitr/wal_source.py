@@ -159,7 +159,9 @@ class WalSource:
             return None
         if row["slot_type"] != "physical":
             raise WalError(
-                f"slot {self.slot} is a logical slot", why="another program made it", fix="set WAL_SLOT to another name"
+                f"slot {self.slot} is a logical slot",
+                why="another program created it",
+                fix="set WAL_SLOT to another name",
             )
         restart = row["restart_lsn"]
         return SlotState(
@@ -188,7 +190,7 @@ class WalSource:
                 ) from None
             except psycopg.errors.ConfigurationLimitExceeded as error:
                 raise WalError(
-                    f"slot {self.slot} cannot be made",
+                    f"slot {self.slot} cannot be created",
                     why="the server has as many replication slots as max_replication_slots allows",
                     fix="SELECT slot_name, active FROM pg_replication_slots; drop what is not used, or raise it",
                     said=str(error).partition("\n")[0],
@@ -205,7 +207,7 @@ class WalSource:
             try:
                 session.execute("SELECT pg_drop_replication_slot(%s)", [self.slot])
             except psycopg.errors.ObjectInUse as error:
-                what = f"slot {self.slot} lost its WAL, and cannot be made again"
+                what = f"slot {self.slot} lost its WAL, and cannot be created again"
                 raise SlotLostError(
                     what,
                     why="another receiver is connected to it",

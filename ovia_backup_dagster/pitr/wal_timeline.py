@@ -10,7 +10,7 @@ Found by experiment (PostgreSQL 16.15, ``wal_level=replica``):
   aborted one has an ``ABORT`` of its own.
 * A prepared transaction ends with ``COMMIT_PREPARED xid:``; the record itself is of transaction 0.
 * ``Storage CREATE`` is of transaction 0 if it is the first record of its transaction; the next row of the same
-  database tells whose it is.
+  database shows whose it is.
 * An idle server writes no commits, but for our beacons.
 * 511 MB of pgbench's WAL have 2.9 million records and 474,000 commits. Reading them takes 27 processor-seconds a GB, of
   which pg_waldump uses 8; reading only the ends of transactions takes 6.
@@ -51,7 +51,7 @@ _NEXT_XID = re.compile(rb"nextXid (\d+)|xid \d+:(\d+);")
 _DATABASE_FOLDER = re.compile(rb"\d+/(\d+)")
 #: ``XLH_DELETE_IS_PARTITION_MOVE``
 _MOVED = 0x10
-#: Commits of later times may stand before earlier ones, by less than this.
+#: Commit times in the WAL may be out of order, by less than this.
 _DISORDER = timedelta(seconds=60)
 #: Looking up a name in the WAL reads up to 256 MB.
 _MOST_LOOK_UPS = 6
@@ -167,10 +167,10 @@ class TimelineQuestion:
         start: where to begin.
         end: where to stop; ``None`` for everything that was received.
         until: stop when commits are later than this (UTC).
-        database: the OID of the database whose changes are told; ``None`` for all.
+        database: the OID of the database whose changes are reported; ``None`` for all.
         names: the names of relations.
-        mass: which DELETE is told.
-        explain: the position of a commit that is told in any case, with its rows.
+        mass: which DELETE is reported.
+        explain: the position of a commit that is reported in any case, with its rows.
     """
 
     timeline: Timeline
@@ -311,7 +311,7 @@ class _Collector:
         return WalTimeline(self._question.start, self._first, self._last, minutes, (), tuple(self._points))
 
     def told(self, names: RelationNames) -> list[WalTransaction]:
-        """The transactions that were kept, as they are told with these names."""
+        """The transactions that were kept, as they are reported with these names."""
         question = self._question
         changes = Changes(question.database, names, question.mass)
         found = []

@@ -2,7 +2,7 @@
 
 Each byte of a segment's file is compared with its seal, its content is decompressed, and its header is compared with
 its name. On demand, pg_waldump decodes every record, too. The content of base backups is read by
-``base_verification``; here it counts that their files are there. Nothing is changed.
+``base_verification``; this module checks only that their files exist. Nothing is changed.
 """
 
 from __future__ import annotations

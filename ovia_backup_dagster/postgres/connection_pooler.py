@@ -67,6 +67,6 @@ def require_real(session: psycopg.Connection[dict[str, Any]], connection: Connec
     if why:
         raise PoolerError(
             f"{connection} is not reached directly: a connection pooler answers there",
-            why=f"{why}; a backup needs a session that lasts, and a restore needs locks that end with it",
+            why=f"{why}; a backup needs one session throughout, and a restore needs locks that end with their session",
             fix=NEXT.format(by_host=connection.variables.host),
         )

@@ -13,7 +13,7 @@ _DF = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%")
 
 
 def free_bytes(server: Connection) -> int | None:
-    """Free bytes on the disk of the server's data folder; ``None`` if the role may not query that.
+    """Free bytes on the disk of the server's data directory; ``None`` if the role may not query that.
 
     A superuser or a member of pg_execute_server_program may run ``df`` on the server.
 
@@ -22,7 +22,7 @@ def free_bytes(server: Connection) -> int | None:
     """
     with connect(server) as session:
         try:
-            # Rolled back, so nothing remains. The server runs programs in its data folder.
+            # Rolled back, so nothing remains. The server runs programs in its data directory.
             with session.transaction(force_rollback=True):
                 session.execute("CREATE TEMPORARY TABLE ovia_backup_df (line text) ON COMMIT DROP")
                 session.execute("COPY ovia_backup_df FROM PROGRAM 'LC_ALL=C df -Pk .'")

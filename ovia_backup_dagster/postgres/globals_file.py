@@ -226,12 +226,12 @@ def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[lis
     for name in sorted({*saved.roles, *made.roles} - {superuser}):
         before, after = saved.roles.get(name), made.roles.get(name)
         if before is None or after is None:
-            bad.append(f"role {name} was {'made, but not saved' if before is None else 'saved, but not made'}")
+            bad.append(f"role {name} was {'created, but not saved' if before is None else 'saved, but not created'}")
             continue
         lost, gained = (before.flags - after.flags, after.flags - before.flags)
-        bad += [f"role {name} has not {_listed(lost)} any more"] if lost else []
+        bad += [f"role {name} no longer has {_listed(lost)}"] if lost else []
         bad += [f"role {name} has gained {_listed(gained)}"] if gained else []
-        odd += [f"role {name} has another {what}" for what in _variations(before, after)]
+        odd += [f"role {name} has a different {what}" for what in _variations(before, after)]
     for group, member in sorted({*saved.members, *made.members}):
         was, now = _effective(saved, group, member), _effective(made, group, member)
         if was != now:
@@ -239,7 +239,7 @@ def role_differences(saved: Globals, made: Globals, superuser: str) -> tuple[lis
             bad.append(f"role {member} is {how} {group}")
     for statement in sorted(saved.others ^ made.others):
         text = " ".join(decode_text(statement).split()[:5])
-        (odd if statement.startswith(b"SECURITY") else bad).append(f"{text} ... stands on one side only")
+        (odd if statement.startswith(b"SECURITY") else bad).append(f"{text} ... is on one side only")
     if saved.not_understood:
         example = saved.not_understood[0]
         odd.append(f"{len(saved.not_understood)} statements are not about roles, or not understood, such as: {example}")

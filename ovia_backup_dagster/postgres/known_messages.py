@@ -46,7 +46,7 @@ class KnownMessage:
 _SERVER = "pg_isready -h {host} -p {port}; {see_server}"
 _PASSWORD = "compare {by_user}={user} and {by_password}"  # noqa: S105
 _RIGHTS = "; to see every missing privilege: ovia-backup doctor"
-#: The first match wins, so specific rows stand before general ones.
+#: The first match wins, so specific rows come before general ones.
 KNOWN_MESSAGES = (
     # ---- disks
     KnownMessage(
@@ -104,8 +104,8 @@ KNOWN_MESSAGES = (
         r"|could not access status of transaction",
         errors.ServerDataError,
         "the server cannot read its own data: a disk or its memory is failing",
-        "keep all existing backups (stop daily_backup_schedule); copy the server's data folder; then restore the last "
-        "verified backup beside it: ovia-backup list",
+        "keep all existing backups (stop daily_backup_schedule); copy the server's data directory; then restore the "
+        "last verified backup beside it: ovia-backup list",
         of="XX000|58P01",
         alone="XX00[12]|58030",
     ),

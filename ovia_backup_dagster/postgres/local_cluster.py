@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster: its own data folder and Unix socket, no TCP, no durability.
+"""A private PostgreSQL cluster: its own data directory and Unix socket, no TCP, no durability.
 
 It serves the demo, the tests, and throwaway copies. PostgreSQL refuses to run as root; under root the cluster
 belongs to an unprivileged account instead. Never use it for a server that matters: fsync is off.
@@ -62,7 +62,7 @@ class Cluster:
 
     @property
     def data(self) -> Path:
-        """The data folder."""
+        """The data directory."""
         return self.folder / "data"
 
     @property
@@ -141,7 +141,7 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """Whether a server is running on the data folder."""
+        """Whether a server is running on the data directory."""
         try:
             if not self.exists or self._call("pg_ctl", "status", f"--pgdata={self.data}").returncode != 0:
                 return False

@@ -1,4 +1,4 @@
-"""Quotes names of any content for SQL and the shell, on one line that can be printed and pasted."""
+"""Quotes arbitrary names for SQL and the shell, on one line that can be printed and pasted."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-#: When the list was last compared with https://www.postgresql.org/support/security/ (or, as on this day, with the same
-#: in the CVE records that PostgreSQL publishes: https://github.com/CVEProject/cvelistV5).
+#: When the list was last compared with https://www.postgresql.org/support/security/ (or, as on this date, with the
+#: same data in the CVE records that PostgreSQL publishes: https://github.com/CVEProject/cvelistV5).
 AS_OF = date(2026, 11, 29)
 #: PostgreSQL publishes fixes each quarter, so an older list lacks a release.
 MAX_AGE = timedelta(days=90)

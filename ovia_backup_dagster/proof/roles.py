@@ -139,7 +139,7 @@ def make_missing(server: Connection, programs: Programs, archive: Path) -> list[
                 session.execute(f"CREATE ROLE {sql_identifier(name)} SUPERUSER".encode())
         made += missing
     raise ProgramError(
-        f"the roles that {archive.name} needs cannot be made",
+        f"the roles that {archive.name} needs cannot be created",
         why=f"after {_ROUNDS} rounds there are still others: {', '.join(made[-3:])}",
         fix="drill on a server that has them: RESTORE_POSTGRES_HOST=... ovia-backup drill --where database",
     )
@@ -250,7 +250,7 @@ def create(
             if each.left_out:
                 given = "; ".join(each.left_out)
                 notes.append(
-                    f"role {each.name} was not named, and is made without power over others; to give it: {given}"
+                    f"role {each.name} was not named, and is created without power over others; to give it: {given}"
                 )
         notes += _not_granted(session, read, [each.name for each in made])
     if ignored := sorted(each.name for each in made if each.role.password):

@@ -212,7 +212,7 @@ class Salvage:
         self._lent = []
         if found:
             self.notes.append(
-                "functions lean on search_path, which every restore sets to nothing, and were lent one meanwhile; in "
+                "functions depend on search_path, which every restore sets to nothing, and were lent one meanwhile; in "
                 f"this database and the source: {joined([each.remedy for each in found])}"
             )
         self.lost += [f"function {signature} still has the search_path that it was lent" for signature in kept]

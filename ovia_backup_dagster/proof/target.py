@@ -139,7 +139,7 @@ class Copy:
                     raise
                 if self.live:
                     raise CopyError(
-                        f"{self.name} cannot be made with the source's locale",
+                        f"{self.name} cannot be created with the source's locale",
                         why="the server it is restored to does not have it",
                         said=said,
                         fix="install it there, as root: localedef -i de_DE -f UTF-8 de_DE.UTF-8, by its own name; "
@@ -208,7 +208,7 @@ class Copy:
                 elif statement.startswith(b"RESET SESSION AUTHORIZATION"):
                     grantor = b""
                 elif (space := _TABLESPACE.search(statement)) and _CREATE.match(statement) and self.live:
-                    notes.append(f"tablespace {decode_text(space[1])}: the database stands in the server's default one")
+                    notes.append(f"tablespace {decode_text(space[1])}: the database is in the server's default one")
                 elif swapped and _TEMPLATE.search(statement):
                     notes.append("the source is a template, and this database is none: ALTER DATABASE ... IS_TEMPLATE")
                 elif match := _CONFIGURE.match(statement):

@@ -24,15 +24,15 @@ _OF = re.compile(
 _BROKEN = (
     (
         re.compile(r'violates foreign key constraint "(?P<name>[^"]*)"'),
-        "foreign key {name} ({table} → {other}) cannot be made",
+        "foreign key {name} ({table} → {other}) cannot be created",
     ),
     (
         re.compile(r'could not create unique index "(?P<name>[^"]*)"'),
-        "unique {name} of {table} cannot be made: rows share a key",
+        "unique {name} of {table} cannot be created: rows share a key",
     ),
     (
         re.compile(r'could not create exclusion constraint "(?P<name>[^"]*)"'),
-        "exclusion constraint {name} of {table} cannot be made: rows conflict",
+        "exclusion constraint {name} of {table} cannot be created: rows conflict",
     ),
     (
         re.compile(r'conflicting key value violates exclusion constraint "(?P<name>[^"]*)"'),
@@ -102,7 +102,7 @@ class Met:
                 return text.format_map({"table": self.table, "other": self._referenced, **match.groupdict()})
         if (key := _KEY.search(self.command)) and "exist" not in self.said and "permission" not in self.said:
             # In any language of the message.
-            return f"foreign key {key['name']} ({self.table} → {key['other']}) cannot be made"
+            return f"foreign key {key['name']} ({self.table} → {key['other']}) cannot be created"
         return ""
 
     @property
@@ -135,7 +135,7 @@ def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: 
         remedies = joined([each.remedy for each in leaning])
         return RestoreError(
             what,
-            why=f"functions lean on search_path, which every restore sets to nothing: {names}",
+            why=f"functions depend on search_path, which every restore sets to nothing: {names}",
             said=met[0].text,
             fix=_either(rescue, f"in the source, if it still exists: {remedies}; then dump and drill again"),
         )
@@ -170,7 +170,7 @@ def error_of(what: str, met: Sequence[Met], leaning: Iterable[Leaning], rescue: 
         )
     return RestoreError(
         at_command(what, met[0].command),
-        why="it holds something that cannot be made again in this order, or not by this role",
+        why="it holds something that cannot be created again in this order, or not by this role",
         said=said,
         fix=_either(rescue, "in the source, if it still exists, repair what it is; then dump and drill again"),
     )

@@ -57,7 +57,9 @@ _SUPERUSER_ONLY = tuple(
         "text search parser": rf"CREATE TEXT SEARCH PARSER ({_NAME})",
         "text search template": rf"CREATE TEXT SEARCH TEMPLATE ({_NAME})",
         "base type": rf"CREATE TYPE ({_NAME}) \(\s",
-        "privileges that others than an owner granted, such as": rf"SET SESSION AUTHORIZATION (?!DEFAULT)({_PART});",
+        "privileges granted by roles other than the owner, such as": (
+            rf"SET SESSION AUTHORIZATION (?!DEFAULT)({_PART});"
+        ),
     }.items()
 )
 #: A quick filter by how these statements begin: function bodies may be long.

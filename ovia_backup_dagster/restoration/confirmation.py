@@ -34,7 +34,7 @@ _MOST_BYTES = 1024 * 1024
 #: Fields that differ between a plan and its restore although nothing shown to the operator has changed.
 _OF_THE_RUN = {"version", "started_at", "backup_path", "backup_started_at", "kept", "launched_by", "run_id", "made_by"}
 _PLAN_FIRST = (
-    "launch the job with the same options and action: plan (of an undo: plan_undo), read what it would do, and give "
+    "launch the job with the same options and action: plan (for an undo: plan_undo), read what it would do, and give "
     "the word that it prints as confirm"
 )
 
@@ -107,8 +107,8 @@ class Words:
         shown = self._read(path)
         if shown is None:
             raise _refused(
-                f"{word} is not the word of a plan that waits",
-                why="it was used already, an hour has gone by since, or no plan has printed it",
+                f"{word} is not the word of a pending plan",
+                why="it was already used, it expired after an hour, or no plan printed it",
             )
         if not -CLOCK_TOLERANCE <= now - shown.shown_at <= LIFETIME:
             raise _refused(
@@ -116,7 +116,7 @@ class Words:
                 why=f"it was shown at {shown.shown_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
             )
         if changed := _changed(shown, order, _covered(backup)):
-            raise _refused(f"this is not what the plan {word} has shown", why="; ".join(changed))
+            raise _refused(f"this is not what the plan {word} showed", why="; ".join(changed))
         with as_volume_error(f"cannot use the plan {path}"):
             if not unlink(path):
                 raise _refused(f"the plan {word} was used already", why="another run took it just now")
@@ -146,7 +146,7 @@ class Words:
         """
         try:
             with as_volume_error(f"cannot read {path}", passing=FileNotFoundError):
-                # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+                # O_NONBLOCK: opening a FIFO without a writer would wait forever.
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
@@ -189,7 +189,7 @@ def _changed(shown: _Shown, order: Order, covered: Mapping[str, str]) -> list[st
     then, now = _essentials(shown.order), _essentials(order)
     found = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then[name] != now[name]]
     if not found and shown.covered != covered:
-        found = [f"the file of {order.backup} is another one now"]
+        found = [f"the file of {order.backup} is a different one now"]
     return found
 
 

@@ -144,7 +144,7 @@ def apply(server: Connection, wanted: Properties, target: str) -> list[str]:
         if present.tablespace != wanted.tablespace:
             space = sql_identifier(wanted.tablespace)
             setting.notes.append(
-                f"tablespace {wanted.tablespace}: database {target} stands in {present.tablespace}; to move it, while "
+                f"tablespace {wanted.tablespace}: database {target} is in {present.tablespace}; to move it, while "
                 f"no session is in it: ALTER DATABASE {sql_identifier(target)} SET TABLESPACE {space}"
             )
         return setting.notes

@@ -156,7 +156,7 @@ class StepByStep:
         problems: list[BackupError] = []
         try:
             if elsewhere:
-                what = f"the server at {order.place}, on which it was begun, is gone"
+                what = f"the server at {order.place}, on which it began, is gone"
             elif is_torn(work):
                 what = f"neither the old nor the new database of the {order.mode} is called {order.database}"
                 error = ": they were renamed or dropped"

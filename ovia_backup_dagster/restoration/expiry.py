@@ -80,7 +80,7 @@ class KeptDatabases:
         if name or len(found) == 1:
             return replaced_databases.replaced_database(found, name or found[0].name)
         raise RestoreRefusedError(
-            "no database was dropped: it is not said which" if found else "there is no database to drop",
+            "no database was dropped: several are kept, none was named" if found else "there is no database to drop",
             why=f"kept: {', '.join(each.name for each in found) or 'none'}",
             fix="ovia-backup undo-restore --forget --yes-destroy NAME" if found else "ovia-backup undo-restore --list",
         )
@@ -110,7 +110,7 @@ class KeptDatabases:
         """Announce that kept databases will be dropped, and drop those that have expired.
 
         Args:
-            keep: how long they are kept; zero keeps them for ever.
+            keep: how long they are kept; zero keeps them forever.
             tell: sends a title and a text; returns whether a recipient accepted them.
             now: the present (UTC).
             log: receives progress lines.
@@ -156,7 +156,7 @@ class KeptDatabases:
                 folder.announce(each.name, now)
                 log(title)
             else:
-                log(f"{each.name} stays: no one could be told that it will be dropped")
+                log(f"{each.name} stays: no one could be notified that it will be dropped")
         elif what is Fate.DROP:
             left = self._drop(each.name)
             text = "; ".join(left) or f"the restore of {replaced_at:%Y-%m-%d %H:%M} UTC cannot be undone any more"

@@ -40,8 +40,8 @@ def refuse_other_server(target: Connection, order: Order) -> None:
     if not is_elsewhere(target, order):
         return
     raise RestoreRefusedError(
-        f"{target.host}:{target.port} is not the server that the {order.mode} of {order.database} was begun on",
-        why=f"that was {order.place}, of system identifier {order.system_identifier or 'unknown'}; this is "
+        f"{target.host}:{target.port} is not the server on which the {order.mode} of {order.database} began",
+        why=f"that was {order.place}, with system identifier {order.system_identifier or 'unknown'}; this is "
         f"{_system_identifier(target) or 'unknown'}",
         fix="set RESTORE_POSTGRES_HOST and POSTGRES_HOST, POSTGRES_PORT as they were then; then try again; or, if "
         f"that server is gone for good: {command_to_give_up(order)}",

@@ -70,7 +70,10 @@ class RestorePlan:
 
     @property
     def refusal(self) -> BackupError | None:
-        """The obstacle; if there are several, one error that names all, shortened. The plan's lines have remedies."""
+        """The obstacle, or ``None``; if there are several, one error that names the first eight and counts the rest.
+
+        Each name is cut to 90 characters. The plan's lines have the remedies.
+        """
         if len(self.obstacles) < 2:
             return next(iter(self.obstacles), None)
         named = [f"{number}. {_cut(each.what)}" for number, each in enumerate(self.obstacles[:_OBSTACLES], 1)]

@@ -79,7 +79,7 @@ def facts_of_restore(
         without = backup.manifest_trouble or "it has no manifest"
         warnings.append(f"{without}: neither its server nor its roles are known")
     elif order.new_host and order.system_identifier in {backup.manifest.database.system_identifier} - {None}:
-        warnings.append(f"{order.place} is not a new host: it is the server that the backup was made of")
+        warnings.append(f"{order.place} is not a new host: it is the server that was backed up")
     warnings += _last_drill(driller)
     found = subscriptions_of(server, order.database) if live.exists else []
     if found and order.mode is not Mode.NEW:

@@ -242,7 +242,7 @@ class Planner:
             what, by_hand = backup.foreign
             raise RestoreRefusedError(
                 f"{backup} is {what}",
-                why="what is restored here is pg_dump's custom format",
+                why="only pg_dump's custom format can be restored here",
                 fix=f"choose another (ovia-backup list); or by hand, into a database of its own: {by_hand}",
             )
         return backup

@@ -96,7 +96,7 @@ class Preflight:
             self.refuse(
                 f"{backup} is known to be bad",
                 problem.reason if problem else "its verification failed",
-                f"{meant}choose another (ovia-backup list); or take what can be had of it, into a database of its "
+                f"{meant}choose another (ovia-backup list); or restore what can be read of it, into a database of its "
                 "own: " + replace(wishes, mode=Mode.NEW, auto_undo=False, even_if_damaged=True).command(),
             )
         return is_bad
@@ -114,7 +114,7 @@ class Preflight:
         if wishes.new_host or here is None or there is None or here == there:
             return True
         self.refuse(
-            f"the server at {self.target.host}:{self.target.port} is not the one that {backup} was made of",
+            f"the server at {self.target.host}:{self.target.port} is not the one from which {backup} was made",
             f"its system identifier is {here}, the backup's {there}",
             "if it is the wrong one: RESTORE_POSTGRES_HOST, POSTGRES_HOST; if it is a new one: "
             + replace(wishes, new_host=True).command(),
@@ -129,7 +129,7 @@ class Preflight:
         elsewhere = replace(wishes, mode=Mode.NEW, auto_undo=False, into=restore_name(database, backup.started_at))
         self.refuse(
             f"{backup} is of database {held}, and not of {database}",
-            "it stands among the wrong backups, or the database was renamed since",
+            "it is in the wrong folder of backups, or the database was renamed since",
             f"choose another: ovia-backup list; for a look: {elsewhere.command()}; if it was renamed: "
             + replace(wishes, new_host=True).command(),
         )
@@ -151,7 +151,7 @@ class Preflight:
             if ours != server_major:
                 raise VersionMismatchError(
                     f"pg_restore is of version {ours}, and the server of version {server_major}",
-                    why="what one writes, the other may not take",
+                    why="a server may refuse what another version's pg_restore sends",
                     fix=f"install PostgreSQL {server_major}'s client programs, or set PG_BIN_DIR to their folder",
                 )
 
@@ -178,7 +178,7 @@ class Preflight:
                 name = restore_name(self.target.database, order.started_at)
                 self.refuse(
                     f"there is a database {order.becomes} at {order.place} already",
-                    "mode new makes a database, and touches no other",
+                    "mode new creates a database, and touches no other",
                     "choose another name: --into NAME",
                 )
             self.obstacles += obstacles(self.server, name, mode_needs_swap=order.mode is Mode.SWAP)
@@ -189,7 +189,7 @@ class Preflight:
         size = (manifest.database.size_bytes if manifest else None) or backup.size_bytes
         needed, free = needed_bytes(size), free_bytes(self.server)
         if free is None:
-            text = f"about {human_bytes(needed)} needed; how much is free, this role may not ask the server"
+            text = f"about {human_bytes(needed)} needed; this role may not ask the server how much is free"
             self.facts["space"] = text
             return
         if order.mode is Mode.DROP:
@@ -202,7 +202,7 @@ class Preflight:
                 drop = "; or, if there is none to be made, replace the database without a way back: "
                 drop += replace(wishes, mode=Mode.DROP, auto_undo=False).command()
             self.refuse(
-                f"the server at {order.place} has too little room for what the backup becomes",
+                f"the server at {order.place} has too little room for the restored database",
                 f"{human_bytes(free)} free, {human_bytes(needed)} needed",
                 room + drop,
             )
@@ -233,8 +233,8 @@ class Preflight:
         try:
             found = executed_functions.reach(self.server, self.programs, backup)
         except BackupError as error:  # a damaged archive, of which the rest is to be restored
-            self.warnings.append(f"which functions the restore runs is not known: {error.account}")
+            self.warnings.append(f"it is not known which functions the restore runs: {error.account}")
             return
         if found.functions:
-            instead = "let the role restore that deploy/restore-role.sql makes, or be sure of their owners"
+            instead = "restore as the role that deploy/restore-role.sql creates, or be sure of their owners"
             self.warnings.append(f"{found}; {instead}")

@@ -45,14 +45,14 @@ def _roles_to_make(found: Preflight, order: Order, backup: Backup, saved: bytes 
     schema = None if order.new_host else archives.schema_text(found.programs, backup.path)
     plan = roles.planned(found.server, saved, schema, order.privileged_roles)
     found.warnings += [
-        f"role {each.name} is made without power over others ({'; '.join(each.left_out)}); with it: "
+        f"role {each.name} is created without power over others ({'; '.join(each.left_out)}); with it: "
         f"--create-privileged-role {shell_word(each.name)}"
         for each in plan
         if each.left_out
     ]
     there = set(order.privileged_roles) - {each.name for each in plan}
-    found.warnings += [f"role {name} is there already, or not needed: it is left as it is" for name in sorted(there)]
-    found.facts["roles"] = shortened(f"made, without passwords: {', '.join(each.name for each in plan) or 'none'}")
+    found.warnings += [f"role {name} already exists, or is not needed: it is left unchanged" for name in sorted(there)]
+    found.facts["roles"] = shortened(f"created, without passwords: {', '.join(each.name for each in plan) or 'none'}")
     _roles_to_give(found, backup, saved)
 
 
@@ -62,9 +62,9 @@ def _roles_to_give(found: Preflight, backup: Backup, saved: bytes) -> None:
     if needed and not roles.may_make(found.server):
         alter = f"ALTER ROLE {sql_identifier(found.target.user)}"
         found.refuse(
-            f"role {found.target.user} may not make the roles that the server lacks and give them what is theirs: "
+            f"role {found.target.user} may not create the roles that the server lacks and give them what is theirs: "
             f"{', '.join(needed)}",
-            "it takes CREATEROLE, and createrole_self_grant to act for what it has made",
+            "this takes CREATEROLE, and createrole_self_grant to act for the roles that it has created",
             f"as a superuser: {alter} CREATEROLE; {alter} SET createrole_self_grant = 'set, inherit'; or let a "
             "superuser restore: RESTORE_POSTGRES_USER",
         )
@@ -76,7 +76,7 @@ def _missing_roles(found: Preflight, backup: Backup, saved: bytes, wishes: Wishe
         found.refuse(
             f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
             "roles belong to the server, not to a database",
-            f"make them as they were saved: {replace(wishes, create_roles=True).command()}",
+            f"create them as they were saved: {replace(wishes, create_roles=True).command()}",
         )
 
 
@@ -87,5 +87,5 @@ def _unknown_roles(found: Preflight, backup: Backup) -> None:
         found.refuse(
             f"the server lacks roles that the backup's objects belong to: {', '.join(lacking)}",
             "none were saved with this backup",
-            "make them, as a superuser: " + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
+            "create them, as a superuser: " + "; ".join(f"CREATE ROLE {sql_identifier(name)}" for name in lacking),
         )

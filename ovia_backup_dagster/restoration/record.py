@@ -34,7 +34,7 @@ def fate(replaced_at: datetime, announced_at: datetime | None, keep: timedelta, 
     Args:
         replaced_at: when the restore replaced it (UTC).
         announced_at: when its drop was last announced (UTC); ``None`` if it was not.
-        keep: how long it is kept; zero keeps it for ever.
+        keep: how long it is kept; zero keeps it forever.
         now: the present (UTC).
     """
     due = replaced_at + keep

@@ -205,7 +205,7 @@ def _rights(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
     me = _identifier(offers.role)
     found += [
         RestoreRefusedError(
-            f"role {offers.role} may not make function {needs.settings[parameter]}, which sets {parameter}",
+            f"role {offers.role} may not create function {needs.settings[parameter]}, which sets {parameter}",
             why="only a superuser sets it, or a role that was granted it",
             fix=f"as a superuser: GRANT SET ON PARAMETER {parameter} TO {me}; or {_let(offers)}",
         )
@@ -251,7 +251,7 @@ def _files(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
 
     if offers.locale:
         lacks(
-            f"the locale of the database that {needs.backup} was made of",
+            f"the locale of the database that {needs.backup} was made from",
             offers.locale,
             "install it there, as root: localedef -i de_DE -f UTF-8 de_DE.UTF-8, by its own name; restart the server; "
             "then try again",
@@ -262,7 +262,7 @@ def _files(needs: Needs, offers: Offers, found: list[BackupError]) -> None:
         names = ", ".join(sorted(offers.system_collations))
         lacks(
             f"collations that columns or indexes use: {names}",
-            "they are made from the locales of the operating system, which it has not",
+            "they come from locales of the operating system that are not installed there",
             "install these locales there; then, as a superuser in database template0: "
             "SELECT pg_import_system_collations('pg_catalog')",
         )
@@ -346,7 +346,7 @@ def _sessions(offers: Offers, jobs: int, found: list[BackupError], warnings: lis
     if sessions.of_server < needed:
         found.append(
             RestoreRefusedError(
-                f"the server at {offers.place} lets {sessions.of_server} sessions in at a time",
+                f"the server at {offers.place} allows {sessions.of_server} sessions at a time",
                 why=f"a restore with {jobs} jobs needs {needed}",
                 fix=f"raise max_connections there, and restart it; {fewer}",
             )
@@ -368,8 +368,12 @@ def versions_differ(source: Mapping[str, str], here: Mapping[str, str], place: s
     if not different:
         return []
     pairs = some([f"{name} {source[name]}, here {here[name]}" for name in different])
-    text = f"text sorts by another version at {place} than in the source ({pairs}): a restore builds every index itself"
-    return [f"{text}, and they are right; rows may be outside of a partition's range of text, or fail a CHECK"]
+    return [
+        (
+            f"text sorts by another version at {place} than in the source ({pairs}): indexes are correct, because a "
+            "restore builds every index itself; rows may be outside a partition's range of text, or fail a CHECK"
+        )
+    ]
 
 
 def _only_a_superuser(
@@ -377,7 +381,7 @@ def _only_a_superuser(
 ) -> RestoreRefusedError:
     # The shown names are enough to find the others.
     return RestoreRefusedError(
-        f"role {offers.role} may not make what {needs.backup} holds: {kind} {some(names)}",
+        f"role {offers.role} may not create what {needs.backup} holds: {kind} {some(names)}",
         why=f"only a superuser may{f': it is {why}' if why else ''}",
         fix=_let(offers),
     )

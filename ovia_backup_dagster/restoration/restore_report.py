@@ -51,7 +51,7 @@ def restore_gist(record: Record) -> str:
         where = f"schema {code(record.order.tables_schema)} of {code(record.order.database)}"
         lines.append(f"{', '.join(map(code, record.order.tables))}: in {where}. No other table was touched.")
     elif record.order.becomes != record.order.database:
-        lines.append(f"It stands in {code(record.order.becomes)}. Nothing else was touched.")
+        lines.append(f"It is in {code(record.order.becomes)}. Nothing else was touched.")
     else:
         lines.append(f"{code(record.order.database)} is live with it.")
     if record.kept and before_at(record.kept, record.order.database):

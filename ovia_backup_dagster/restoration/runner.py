@@ -171,7 +171,7 @@ class Restorations:
         if word not in ("", own):
             raise RestoreRefusedError(
                 f"nothing was done: {word} is not the word of the {order.mode} that is unfinished",
-                why=f"that was begun {order.started_at:%Y-%m-%d %H:%M:%S} UTC",
+                why=f"that one began at {order.started_at:%Y-%m-%d %H:%M:%S} UTC",
                 fix=f"to put it back: action: abort, without confirm; where that cannot be, to give it up: {own}",
             )
         if not word:

@@ -1,7 +1,7 @@
 """A database's subscriptions: disabled before another database takes its place, and removed before it is dropped.
 
 A renamed database keeps applying its subscriptions, and a dropped one leaves slots on the publishers, which then keep
-WAL for ever. A restored database has none: a restore leaves subscriptions out.
+WAL forever. A restored database has none: a restore leaves subscriptions out.
 """
 
 from __future__ import annotations

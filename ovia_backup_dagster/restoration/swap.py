@@ -189,14 +189,14 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if role["standby"]:
             refuse(
                 f"the server at {server.host}:{server.port} is a standby",
-                "it repeats what its primary does, and nothing can be restored into it",
+                "it replays its primary's WAL, and nothing can be restored into it",
                 f"set {server.variables.host} to the primary",
             )
             return found
         if not role["creates_databases"]:
             refuse(
-                f"role {acting} may not make or rename a database{instead}",
-                "it has not CREATEDB",
+                f"role {acting} may not create or rename a database{instead}",
+                "it does not have CREATEDB",
                 f"as a superuser: ALTER ROLE {me} CREATEDB; or set RESTORE_POSTGRES_USER to a role that may",
             )
         row = session.execute(_DATABASE, [database]).fetchone()
@@ -205,7 +205,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if not row["ours"]:
             refuse(
                 f"database {database} belongs to {row['owner']}",
-                f"role {acting} has not its rights{instead}",
+                f"role {acting} does not have its rights{instead}",
                 f"as a superuser: GRANT {sql_identifier(row['owner'])} TO {me} WITH INHERIT TRUE, SET TRUE; or name a "
                 "role that has: RESTORE_POSTGRES_USER",
             )
@@ -249,7 +249,7 @@ def obstacles(server: Connection, database: str, *, mode_needs_swap: bool = True
         if stay:
             refuse(
                 f"role {server.user} may not end sessions in database {database}: {some(stay)}",
-                "they are other roles', which takes pg_signal_backend, or a superuser's, which takes a superuser",
+                "to end other roles' sessions takes pg_signal_backend; to end a superuser's takes a superuser",
                 f"end them; or, as a superuser: GRANT pg_signal_backend TO {me}; or name a superuser: "
                 "RESTORE_POSTGRES_USER",
             )

@@ -114,7 +114,7 @@ def parts_of(name: str) -> tuple[str, str]:
     parts = split_identifier(name)
     if len(parts) > 2 or not all(parts):
         raise RestoreRefusedError(
-            f"{name} is no table's name",
+            f"{name} is not the name of a table",
             why="a name is TABLE or SCHEMA.TABLE; capitals matter, and a dot or a comma in a name needs double quotes",
             fix="ovia-backup verify BACKUP lists the tables of a backup",
         )
@@ -125,7 +125,7 @@ def no_table(given: str, backup: str) -> RestoreRefusedError:
     """The error if a backup has no table of the given name."""
     return RestoreRefusedError(
         f"there is no table {given} in {backup}",
-        why="it was made later, dropped before, or is called otherwise",
+        why="it was created later, dropped earlier, or has another name",
         fix="ovia-backup verify BACKUP lists the tables of a backup",
     )
 

@@ -29,7 +29,7 @@ class ApplicationSettings(SettingsGroup):
     health_url: WebAddress = setting(
         "HEALTH_URL",
         default="",
-        help="What answers when the services are well; asked after a restore.",
+        help="The URL that answers when the services are healthy; checked after a restore.",
         shown="none",
         secret=True,
     )

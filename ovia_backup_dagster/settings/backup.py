@@ -27,7 +27,9 @@ class BackupSettings(SettingsGroup):
     title = "Backups"
 
     backup_dir: AbsoluteFolder = setting("BACKUP_DIR", default=Path("/backups"), help="The backup volume.")
-    backup_schedule: CronExpression = setting("BACKUP_SCHEDULE", default="0 3 * * *", help="When to back up, as cron.")
+    backup_schedule: CronExpression = setting(
+        "BACKUP_SCHEDULE", default="0 3 * * *", help="When to back up, as a cron expression."
+    )
     backup_timezone: TimeZone = setting(
         "BACKUP_TIMEZONE", default="UTC", help="Time zone of the schedule, of days and of weeks. Names are in UTC."
     )
@@ -52,8 +54,8 @@ class BackupSettings(SettingsGroup):
         setting(
             "BACKUP_STALL_MINUTES",
             default=30.0,
-            help="How long a client program, such as pg_dump, may stand still while the server reports no progress of "
-            "it; then it is ended.",
+            help="How long a client program, such as pg_dump, may make no progress while the server reports none "
+            "of it either; then it is ended.",
             shown="30",
         )
     )

@@ -19,7 +19,7 @@ class ConnectionSettings(SettingsGroup):
     postgres_host: Host | None = setting(
         "POSTGRES_HOST",
         help="Server to back up: name, address, or folder of a Unix socket; the server itself, not a pooler. Without "
-        "it everything but the demo refuses.",
+        "it, every operation except the demo is refused.",
         shown="none, required",
     )
     postgres_port: Port = setting("POSTGRES_PORT", default=5432, help="Its port.")

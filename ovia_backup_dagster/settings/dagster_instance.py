@@ -18,7 +18,7 @@ class DagsterSettings(SettingsGroup):
     backup_asset_prefix: AssetPrefix = setting(
         "BACKUP_ASSET_PREFIX",
         default="",
-        help="Stands before every asset key, group and pool. For a second database in the same Dagster.",
+        help="Prefix of every asset key, group and pool. For a second database in the same Dagster.",
         shown="none",
     )
     dagster_public_url: Annotated[WebAddress, AfterValidator(lambda url: url.rstrip("/"))] | None = setting(

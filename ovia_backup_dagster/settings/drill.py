@@ -15,7 +15,7 @@ class DrillSettings(SettingsGroup):
     title = "Drills"
 
     drill_schedule: CronExpression = setting(
-        "DRILL_SCHEDULE", default="0 5 1 * *", help="When to drill by itself, as cron."
+        "DRILL_SCHEDULE", default="0 5 1 * *", help="When to drill automatically, as a cron expression."
     )
     drill_where: Literal["auto", "throwaway", "database"] = setting(
         "DRILL_WHERE",
@@ -25,7 +25,7 @@ class DrillSettings(SettingsGroup):
         "server programs are missing and `RESTORE_POSTGRES_HOST` is set.",
     )
     drill_jobs: Annotated[int, jobs(2)] = setting(
-        "DRILL_JOBS", default=0, help="Restored at a time, at least 2.", shown="the cores"
+        "DRILL_JOBS", default=0, help="Parallel restore jobs, at least 2.", shown="the cores"
     )
     drill_dir: SocketFolder = setting(
         "DRILL_DIR",
@@ -36,7 +36,8 @@ class DrillSettings(SettingsGroup):
         "DRILL_SANDBOX",
         default="auto",
         help="Whether what runs or parses a backup's content is confined (Landlock and seccomp): `auto`, where the "
-        "kernel can, and the evidence says how; `require`, else drills and verification refuse; `off`.",
+        "kernel can, and the evidence says how; `require`, and where it cannot, drills and verification are refused; "
+        "`off`.",
     )
     drill_check_command: str = setting(
         "DRILL_CHECK_COMMAND",
@@ -49,7 +50,7 @@ class DrillSettings(SettingsGroup):
     drill_max_age_days: Annotated[float, number(0, 3660, "days between 0 and ten years", above=True)] = setting(
         "DRILL_MAX_AGE_DAYS",
         default=35.0,
-        help="When the last drill that passed is older, people are told.",
+        help="An alert is sent when the last drill that passed is older than this.",
         shown="35",
     )
     drill_max_hours: Annotated[float, number(0, 24 * 31, "hours between 0 and a month", above=True)] = setting(

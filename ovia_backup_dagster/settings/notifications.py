@@ -20,7 +20,10 @@ class NotificationSettings(SettingsGroup):
     title = "Alerts and messages"
 
     backup_max_age_hours: Annotated[float, number(0, 24 * 366, "hours between 0 and a year", above=True)] = setting(
-        "BACKUP_MAX_AGE_HOURS", default=26.0, help="An older newest dump is stale, and alerts.", shown="26"
+        "BACKUP_MAX_AGE_HOURS",
+        default=26.0,
+        help="An alert is sent when the newest dump that is not bad is older than this.",
+        shown="26",
     )
     backup_notify_urls: NotifyUrls = setting(
         "BACKUP_NOTIFY_URLS",
@@ -37,9 +40,9 @@ class NotificationSettings(SettingsGroup):
     deployment_hints: HintLines = setting(
         "DEPLOYMENT_HINTS",
         default=Hints(),
-        help="Commands that messages are to add where this is deployed, a line each, `NAME: COMMAND`. NAME is `server` "
-        "(whether it runs, and its log), `disk` (the server's), `network`, `upgrade` (of the server), `volume`, "
-        "`daemon` or `code_server`. `deploy/stack.yml` sets them.",
+        help="Commands of this deployment that messages add, one per line: `NAME: COMMAND`. NAME is `server` (whether "
+        "it runs, and its log), `disk` (the server's), `network`, `upgrade` (of the server), `volume`, `daemon` or "
+        "`code_server`. `deploy/stack.yml` sets them.",
         shown="none",
     )
 

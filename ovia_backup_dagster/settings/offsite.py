@@ -26,7 +26,7 @@ class OffsiteSettings(SettingsGroup):
         "OFFSITE_REMOTES",
         default=(),
         help="Where each verified backup is copied to: `name=remote:path, …`, where rclone's configuration file has "
-        "`remote`; a mounted folder is `name=/folder`. One place a database.",
+        "`remote`; a mounted folder is `name=/folder`. One place per database.",
         shown="none",
     )
     rclone_config: Path | None = setting(
@@ -37,8 +37,8 @@ class OffsiteSettings(SettingsGroup):
     offsite_recipients: Recipients = setting(
         "OFFSITE_RECIPIENTS",
         default=(),
-        help="To whom copies are encrypted: recipients of age (`age1…`), with commas. The identity that decrypts does "
-        "not belong on the host that makes backups.",
+        help="To whom copies are encrypted: recipients of age (`age1…`), separated by commas. The identity that "
+        "decrypts does not belong on the host that makes backups.",
         shown="none",
     )
     offsite_identity_file: Path | None = setting(
@@ -49,9 +49,15 @@ class OffsiteSettings(SettingsGroup):
     offsite_daily_keep: Kept = setting(
         "OFFSITE_DAILY_KEEP", default=14, help="Days of which each remote keeps a backup."
     )
-    offsite_weekly_keep: Kept = setting("OFFSITE_WEEKLY_KEEP", default=8, help="Weeks, likewise.")
-    offsite_monthly_keep: KeptOrNone = setting("OFFSITE_MONTHLY_KEEP", default=12, help="Months, likewise.")
-    offsite_yearly_keep: KeptOrNone = setting("OFFSITE_YEARLY_KEEP", default=3, help="Years, likewise.")
+    offsite_weekly_keep: Kept = setting(
+        "OFFSITE_WEEKLY_KEEP", default=8, help="Weeks of which each remote keeps a backup."
+    )
+    offsite_monthly_keep: KeptOrNone = setting(
+        "OFFSITE_MONTHLY_KEEP", default=12, help="Months of which each remote keeps a backup."
+    )
+    offsite_yearly_keep: KeptOrNone = setting(
+        "OFFSITE_YEARLY_KEEP", default=3, help="Years of which each remote keeps a backup."
+    )
     offsite_lock_days: Annotated[int, number(0, 36500, "days between 0 and 100 years")] = setting(
         "OFFSITE_LOCK_DAYS",
         default=0,
@@ -60,13 +66,13 @@ class OffsiteSettings(SettingsGroup):
     offsite_max_age_hours: Annotated[float, number(0, 24 * 366, "hours between 0 and a year", above=True)] = setting(
         "OFFSITE_MAX_AGE_HOURS",
         default=50.0,
-        help="When the newest copy on a remote is older, people are told.",
+        help="An alert is sent when the newest copy on a remote is older than this.",
         shown="50",
     )
     offsite_verification_schedule: CronExpression = setting(
         "OFFSITE_VERIFICATION_SCHEDULE",
         default="0 7 * * 0",
-        help="When to check the copies on every remote, as cron.",
+        help="When to check the copies on every remote, as a cron expression.",
     )
     offsite_bandwidth: Bandwidth = setting(
         "OFFSITE_BANDWIDTH",

@@ -52,7 +52,7 @@ class PitrSettings(SettingsGroup):
     wal_slot: Annotated[str, AfterValidator(_slot)] = setting(
         "WAL_SLOT",
         default="ovia_backup",
-        help="The replication slot that keeps WAL on the server until it is here. One a receiver.",
+        help="The replication slot that keeps WAL on the server until it is here. One per receiver.",
     )
     wal_beacon_seconds: Annotated[float, number(1, 3600, "seconds between 1 and an hour")] = setting(
         "WAL_BEACON_SECONDS",
@@ -63,14 +63,14 @@ class PitrSettings(SettingsGroup):
     rpo_max_seconds: Annotated[float, number(1, 7 * 86400, "seconds between 1 and a week")] = setting(
         "RPO_MAX_SECONDS",
         default=300.0,
-        help="When the newest change that is safe here is older, people are told.",
+        help="An alert is sent when the newest change that is safe here is older than this.",
         shown="300",
     )
     recovery_window_days: Annotated[float, number(0, 3660, "days between 0 and 10 years", above=True)] = setting(
         "RECOVERY_WINDOW_DAYS", default=7.0, help="How far back any instant can be recovered.", shown="7"
     )
     base_backup_schedule: CronExpression = setting(
-        "BASE_BACKUP_SCHEDULE", default="30 1 * * 6", help="When to make a base backup, as cron."
+        "BASE_BACKUP_SCHEDULE", default="30 1 * * 6", help="When to make a base backup, as a cron expression."
     )
     base_backup_max_rate: Annotated[str, AfterValidator(_rate)] = setting(
         "BASE_BACKUP_MAX_RATE",

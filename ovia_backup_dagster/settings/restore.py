@@ -22,8 +22,8 @@ class RestoreSettings(SettingsGroup):
     restore_postgres_port: Port | None = setting("RESTORE_POSTGRES_PORT", help="Its port.", shown="`POSTGRES_PORT`")
     restore_postgres_user: Identifier | None = setting(
         "RESTORE_POSTGRES_USER",
-        help="Role there that restores: what `deploy/restore-role.sql` makes. A superuser would run the functions in a "
-        "backup as one.",
+        help="Role there that restores: what `deploy/restore-role.sql` creates. A superuser would run the functions in "
+        "a backup as one.",
         shown="`POSTGRES_USER`",
     )
     restore_postgres_password: SecretStr | None = setting(
@@ -35,12 +35,12 @@ class RestoreSettings(SettingsGroup):
         "RESTORE_POSTGRES_PASSWORD_FILE", help="File whose first line is that password.", shown="none"
     )
     restore_jobs: Annotated[int, jobs(1)] = setting(
-        "RESTORE_JOBS", default=0, help="Restored at a time, at least 1.", shown="the cores"
+        "RESTORE_JOBS", default=0, help="Parallel restore jobs, at least 1.", shown="the cores"
     )
     restore_keep_days: Annotated[float, number(0, 3660, "days between 0 and ten years")] = setting(
         "RESTORE_KEEP_DAYS",
         default=14.0,
-        help="Days that the database which a restore replaced is kept, to go back to; 0 is for ever. People are told "
-        "two days before.",
+        help="Days that the database which a restore replaced is kept, to go back to; 0 is forever. An alert is "
+        "sent two days before.",
         shown="14",
     )

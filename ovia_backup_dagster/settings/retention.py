@@ -12,7 +12,9 @@ class RetentionSettings(SettingsGroup):
     title = "Retention"
 
     backup_weekly_day: WeekdayName = setting(
-        "BACKUP_WEEKLY_DAY", default="sunday", help="Whose dump is kept as the weekly."
+        "BACKUP_WEEKLY_DAY",
+        default="sunday",
+        help="The day of the week whose dump is kept as the weekly backup.",
     )
     backup_daily_keep: Kept = setting("BACKUP_DAILY_KEEP", default=7, help="Days with a verified dump to keep.")
     backup_weekly_keep: Kept = setting("BACKUP_WEEKLY_KEEP", default=4, help="Weeks to keep.")

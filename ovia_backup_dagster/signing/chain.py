@@ -131,7 +131,7 @@ class Chain:
             now: the instant (UTC) that no statement may lie after.
 
         Raises:
-            StatementLogError: a signature does not hold, or a statement is not the next one of this log.
+            StatementLogError: a signature is invalid, or a statement is not the next one of this log.
         """
         chain = self
         while contents:
@@ -150,13 +150,13 @@ class Chain:
             try:
                 verify(key, contents[sequence - before - 1], signatures[sequence])
             except SignatureError:
-                continue  # of an earlier key; or forged, and then a later signature does not hold
+                continue  # made with an earlier key; or forged, in which case a later signature is found invalid
             return sequence - before
         last = before + len(contents)
         try:
             verify(key, contents[-1], signatures[last])
         except SignatureError as error:
-            raise broken(f"the signature of statement {last} does not hold", str(error)) from None
+            raise broken(f"the signature of statement {last} is invalid", str(error)) from None
         return len(contents)
 
     def _with(self, contents: Sequence[bytes], now: datetime) -> Chain:

@@ -18,7 +18,7 @@ def extend(log: StatementLog, contents: Mapping[int, bytes], signatures: Mapping
         signatures: number -> signature, of each of them.
 
     Raises:
-        StatementLogError: one does not hold, or does not follow.
+        StatementLogError: a signature is invalid, or a statement does not follow.
         VolumeError: they cannot be written.
     """
     with log.files.locked():
@@ -34,6 +34,6 @@ def extend(log: StatementLog, contents: Mapping[int, bytes], signatures: Mapping
             try:
                 verify(public_key(longer.signer_of(sequence)), contents[sequence], signatures[sequence])
             except SignatureError as error:
-                raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
+                raise broken(f"the signature of statement {sequence} is invalid", str(error)) from None
         for sequence in added:
             log.files.write(sequence, contents[sequence], signatures[sequence])

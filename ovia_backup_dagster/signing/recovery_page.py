@@ -1,6 +1,6 @@
 """The page to print: the keys, the head of the log, and how to restore on an empty machine. Pure text.
 
-It is the off-line copy of the age identity. Who makes the keys belongs to ``key_files`` and ``age_keys``.
+It is the offline copy of the age identity. Who makes the keys belongs to ``key_files`` and ``age_keys``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield f"RECOVERY PAGE of ovia-backup, made {facts.made_at:%Y-%m-%d %H:%M} UTC"
     yield ""
     if facts.age.identity is not None:
-        yield "This page is the off-line copy of the age identity, a secret: with it, every"
+        yield "This page is the offline copy of the age identity, a secret: with it, every"
         yield "copy off the host can be decrypted. Print the page, keep the paper where no"
         yield "computer reaches it, and delete this file."
     else:
@@ -70,8 +70,8 @@ def _lines(facts: PageFacts) -> Iterator[str]:
     yield "    ovia-backup list --offsite"
     yield "    ovia-backup fetch latest"
     yield "    ovia-backup restore PATH --new-host"
-    yield "PATH is what fetch has printed."
-    yield "How to restore with no program of ours: docs/restore-without-us.md."
+    yield "PATH is what fetch printed."
+    yield "To restore without our programs: docs/restore-without-us.md."
 
 
 def _age_lines(facts: PageFacts) -> Iterator[str]:

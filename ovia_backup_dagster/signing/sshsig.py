@@ -56,7 +56,7 @@ def verify(key: Ed25519PublicKey, message: bytes, signature: bytes) -> None:
     """Check an armored signature. The one accepted form is rebuilt and compared, so that nothing is parsed.
 
     Raises:
-        SignatureError: it does not hold.
+        SignatureError: it is invalid.
     """
     try:
         raw = base64.b64decode("".join(signature.decode("ascii").split("\n")[1:-2]), validate=True)

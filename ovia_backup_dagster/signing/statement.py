@@ -86,7 +86,7 @@ class SignedStatement(Sidecar):
         previous: SHA-256 of the file of the statement before it; ``None`` for the first.
         database: the database whose backups the log is about.
         at: when it was made (UTC).
-        expires_at: when a log that ends with it counts as cut off or stopped (UTC).
+        expires_at: when a log whose last statement is this one counts as cut off, or its host as stopped (UTC).
         event: what happened.
         backup: the archive's file name; empty if the event is about no backup.
         files: from now on the only files that count for the backup: suffix -> file, the archive's suffix being empty.

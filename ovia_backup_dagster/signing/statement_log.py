@@ -106,14 +106,14 @@ class StatementLog:
         """Check the signature of every statement, and not only of the last, with the key that was current then.
 
         Raises:
-            StatementLogError: one does not hold.
+            StatementLogError: a signature is invalid.
         """
         chain = self.chain()
         for sequence, content in enumerate(self.files.contents(1), 1):
             try:
                 verify(public_key(chain.signer_of(sequence)), content, self.files.signature(sequence))
             except SignatureError as error:
-                raise broken(f"the signature of statement {sequence} does not hold", str(error)) from None
+                raise broken(f"the signature of statement {sequence} is invalid", str(error)) from None
             yield parse_sidecar(SignedStatement, content, self.files.file(sequence).name)
 
     # ------------------------------------------------------------------------------------------------- what is stated
@@ -222,7 +222,7 @@ class StatementLog:
             How many statements were made: 2, or 1 after an interruption, or 0 if the log is signed by that key.
 
         Raises:
-            SettingsError: this process has not the current key; or the new one was replaced before.
+            SettingsError: this process does not have the current key; or the new one was replaced before.
             StatementLogError, VolumeError: as the other statements.
         """
         self._any_key()
@@ -296,7 +296,7 @@ def _needed(files: StatementFiles, contents: list[bytes], first: int) -> dict[in
         try:
             found[sequence] = files.signature(sequence)
         except StatementLogError:
-            continue  # only a reader with an older key needs it, and is told that the last one does not hold
+            continue  # only a reader with an older key needs it, and it finds the last one invalid
     return found
 
 

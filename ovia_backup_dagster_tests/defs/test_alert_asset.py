@@ -461,7 +461,7 @@ def test_an_alert_that_no_channel_takes_fails(bare: NewLocation, people: Receive
     assert (people.asked, len(people.messages)) == (4, 0)
     assert retries(result) == 3
     assert failure(result) == (
-        "no one was notified: [sample] there is no backup: no channel took the message: 1 (json). "
+        "no one was notified: [sample] there is no backup: no channel accepted the message: 1 (json). "
         "Next: check BACKUP_NOTIFY_URLS and the network: apprise -vv -b test URL"
     )
     assert materialized(result) == {}
@@ -471,7 +471,7 @@ def test_a_channel_that_refuses_connections_fails(bare: NewLocation) -> None:
     location: Location = bare(BACKUP_NOTIFY_URLS=f"json://127.0.0.1:{free_port()}/")
     result = alert(location)
     assert failed_steps(result) == [ALERT]
-    assert "no channel took the message: 1 (json)" in failure(result)
+    assert "no channel accepted the message: 1 (json)" in failure(result)
 
 
 def test_an_unreadable_file_of_channels_fails_the_alert(bare: NewLocation, tmp_path: Path) -> None:
@@ -495,10 +495,10 @@ def test_one_of_two_channels_is_enough(bare: NewLocation, people: Receiver) -> N
         result = alert(location)
     assert result.success
     assert len(people.messages) == 1
-    # A channel that took the message gets no second one.
+    # A channel that accepted the message gets no second one.
     assert other.asked == 1
     assert (shown(result)["told"], shown(result)["not_told"]) == ("2 (json)", "1 (json)")
-    assert "some channels did not take the message: 1 (json)" in location.logs(result.run_id)
+    assert "some channels did not accept the message: 1 (json)" in location.logs(result.run_id)
 
 
 @pytest.mark.parametrize("refused", [False, True])

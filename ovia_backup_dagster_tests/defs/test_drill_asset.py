@@ -483,7 +483,7 @@ def test_a_drill_is_due_every_35_days(daemon: Daemon, people: Receiver) -> None:
     drill_evidence(daemon.location.catalog, NOON - 35 * DAY + timedelta(minutes=1))
     assert daemon.tick() is None
     assert daemon.run(daemon.later(timedelta(minutes=2)).tick())
-    assert people.titles == ["[sample] no restore drill has passed for long"]
+    assert people.titles == ["[sample] no restore drill has passed for a long time"]
     assert "What: the last restore drill that passed is 35 d old, more than 35 d." in people.messages[0]["message"]
     assert (
         "Next: launch restore_drill_job in the Dagster UI, or run: ovia-backup drill" in people.messages[0]["message"]
@@ -522,7 +522,7 @@ def test_no_drill_is_overdue_in_the_first_35_days(daemon: Daemon, people: Receiv
     assert daemon.tick() is None
     drills.prepare(NOON)  # the first backup's instant stays
     assert daemon.run(daemon.later(timedelta(minutes=1)).tick())
-    assert people.titles == ["[sample] no restore drill has passed for long"]
+    assert people.titles == ["[sample] no restore drill has passed for a long time"]
     assert "What: no restore drill has ever passed, more than 35 d." in people.messages[0]["message"]
 
 

@@ -128,9 +128,9 @@ def test_a_plan_shows_all_obstacles_and_fails(
             shown = str(failed.metadata["plan"].value)
             for words in (
                 "Obstacle 1 of 2: ",
-                "it has not CREATEDB. Next: as a superuser: ALTER ROLE ",
+                "it does not have CREATEDB. Next: as a superuser: ALTER ROLE ",
                 "Obstacle 2 of 2: ",
-                "has not its rights. Next: as a superuser: GRANT ",
+                "does not have its rights. Next: as a superuser: GRANT ",
                 "what was written since the backup, ",
             ):
                 assert words in shown, shown
@@ -151,9 +151,9 @@ def test_without_the_word_of_a_plan_nothing_is_done(backed_up: Location, databas
         # A copied text could carry the database's name, which would confirm it on any day.
         for typed in (database.database, "another", "../../daily", "x" * 500, "\udcff", f"{database.database}-x"):
             line = refused(run(backed_up, action=action, confirm=typed))
-            assert "is not the word of a plan that waits" in line
+            assert "is not the word of a pending plan" in line
             assert "\n" not in line
-            assert "action: plan (of an undo: plan_undo)" in line
+            assert "action: plan (for an undo: plan_undo)" in line
         assert rows(database) == 0
         assert kept(database, database.database) == kept_before
     assert "no word was given" in refused(run(backed_up, action="restore", mode="drop"))
@@ -168,7 +168,7 @@ def test_the_word_of_a_plan_is_valid_once(backed_up: Location, database: Connect
     assert run(backed_up, action="restore", confirm=given).success
     assert plans(backed_up) == []
     execute(database, "TRUNCATE people CASCADE")
-    assert f"{given} is not the word of a plan" in refused(run(backed_up, action="restore", confirm=given))
+    assert f"{given} is not the word of a pending plan" in refused(run(backed_up, action="restore", confirm=given))
     back = word(backed_up, "plan_undo")
     assert back != given
     assert run(backed_up, action="undo", confirm=back).success
@@ -193,7 +193,7 @@ def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, databas
         ({"stop_services_first": True}, "stop_services: at-swap then, first now"),
     ):
         line = refused(run(backed_up, action="restore", confirm=given, **options))
-        assert f"this is not what the plan {given} has shown" in line
+        assert f"this is not what the plan {given} showed" in line
         assert re.search(said, line)
     assert rows(database) == 0
     backed_up.verify(newer)
@@ -201,7 +201,7 @@ def test_a_word_is_valid_for_its_plans_options_only(backed_up: Location, databas
     # Nor is the word valid for another file of that name.
     settle(shown.path)
     line = refused(run(backed_up, action="restore", confirm=given, backup=shown.path.name))
-    assert f"the file of {shown} is another one now" in line
+    assert f"the file of {shown} is a different one now" in line
     os.utime(shown.path, ns=(shown.mtime_ns, shown.mtime_ns))
     result = run(backed_up, action="restore", confirm=given, backup=shown.path.name)
     assert result.success, refused(result)

@@ -60,7 +60,7 @@ from ovia_backup_dagster_tests.support.factories import (
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="making devices, and mounting, need root")
 
-#: To read such a volume takes 0.1 s on an idle machine; what hangs does so for ever.
+#: To read such a volume takes 0.1 s on an idle machine; what hangs does so forever.
 SECONDS = 60
 NOW = datetime.now(UTC).replace(microsecond=0)
 STAMP = "2099-01-06_000000"

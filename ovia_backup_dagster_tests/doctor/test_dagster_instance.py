@@ -151,7 +151,7 @@ def test_a_code_server_that_restarts_is_a_warning(disk: dg.DagsterInstance) -> N
             "no drill shows whether backups restore",
             "schedule",
         ),
-        ("history_pruning_schedule", InstigatorType.SCHEDULE, "Dagster's history grows for ever", "schedule"),
+        ("history_pruning_schedule", InstigatorType.SCHEDULE, "Dagster's history grows forever", "schedule"),
         ("backup_freshness_sensor", InstigatorType.SENSOR, "no one is notified when backups fail", "sensor"),
         ("base_backup_schedule", InstigatorType.SCHEDULE, "no base backup is made automatically", "schedule"),
         ("pitr_drill_schedule", InstigatorType.SCHEDULE, "no drill shows whether base backups and WAL", "schedule"),
@@ -243,7 +243,7 @@ def test_missing_limits_and_run_monitoring_are_a_warning(tmp_path: Path) -> None
         lines = examined(plain)
     line = the(lines, "runs on one volume may overlap (pool backup_volume: limit None; tag ovia/volume)")
     assert (line.level, "copy this project's dagster.yaml into $DAGSTER_HOME" in line.fix) == (Severity.WARN, True)
-    line = the(lines, "stays 'started' for ever")
+    line = the(lines, "stays 'started' forever")
     assert (line.level, "copy this project's dagster.yaml" in line.fix) == (Severity.WARN, True)
 
 
@@ -271,7 +271,7 @@ def test_a_schedule_that_dagster_refuses_is_a_failure(disk: dg.DagsterInstance) 
 
 def test_an_unset_dagster_home_is_a_warning() -> None:
     (line,) = doctor_instance.look_at_instance()
-    assert (line.level, line.text) == (Severity.WARN, "not looked at: DAGSTER_HOME is not set here")
+    assert (line.level, line.text) == (Severity.WARN, "not checked: DAGSTER_HOME is not set here")
     assert line.fix.startswith("export DAGSTER_HOME=")
 
 

@@ -163,7 +163,7 @@ def test_the_whole_build_is_ok(full_bin_dir: Path, tmp_path: Path, today: Callab
     lines = programs_of(repaired(full_bin_dir, tmp_path / "bin"))
     assert as_it_should(lines)
     assert the(lines, "pg_dump, pg_restore, pg_dumpall 16.16").level is Severity.OK
-    assert the(lines, "no vulnerability known of 16.16").text.endswith(f"(list of {versions.AS_OF})")
+    assert the(lines, "no vulnerability of version 16.16 is known").text.endswith(f"(list of {versions.AS_OF})")
     assert the(lines, "pg_dump writes and pg_restore reads zstd:2").level is Severity.OK
 
 
@@ -351,7 +351,7 @@ def sent(*urls: str) -> list[Observation]:
 def test_a_test_message_arrives() -> None:
     with receiver() as people:
         (line,) = sent(people.url)
-    assert (line.level, line.text) == (Severity.OK, "channel 1 (json) took a test message: see that it arrived")
+    assert (line.level, line.text) == (Severity.OK, "channel 1 (json) accepted a test message: check that it arrived")
     (message,) = people.messages
     assert message["title"] == "[ovia] a test of the backup alerts"
     assert message["message"] == "Nothing is wrong. This is a test by ovia-backup doctor."
@@ -369,13 +369,13 @@ def test_one_of_two_channels_refuses_an_alert() -> None:
     with receiver() as people:
         took, refused = sent(people.url, f"json://127.0.0.1:{free_port()}/")
     assert took.level is Severity.OK
-    assert (refused.level, refused.text) == (Severity.FAIL, "channel 2 (json) did not take a test message")
+    assert (refused.level, refused.text) == (Severity.FAIL, "channel 2 (json) did not accept a test message")
     assert refused.fix == "check its URL and the network"
 
 
 def test_a_test_message_that_no_channel_takes_fails() -> None:
     (line,) = sent(f"json://127.0.0.1:{free_port()}/")
-    assert (line.level, "no channel took the message: 1 (json)" in line.text) == (Severity.FAIL, True)
+    assert (line.level, "no channel accepted the message: 1 (json)" in line.text) == (Severity.FAIL, True)
     assert "apprise -vv" in line.fix
 
 

@@ -95,7 +95,7 @@ def test_a_server_that_is_ready_lacks_only_the_receiver(ground: Ground, folder: 
     the(lines, "wal_level is logical")
     the(lines, "the server keeps at most 67.1 MB of WAL for a receiver that is down")
     the(lines, "2 of 2 WAL senders are free")
-    the(lines, "the receiver will make slot ovia_backup: 0 of 2 slots are in use")
+    the(lines, "the receiver will create slot ovia_backup: 0 of 2 slots are in use")
     the(lines, "commits do not wait for the receiver")
     the(lines, "pg_receivewal 16.15, pg_basebackup 16.15, pg_waldump 16.15")
     room = the(lines, "a window of 7 d needs up to")
@@ -224,7 +224,7 @@ def test_slots_in_use_are_a_failure(ground: Ground, folder: Path) -> None:
     drop = "; ".join(f"SELECT pg_drop_replication_slot('other{number}')" for number in range(2))
     with changed(ground, *make, back=drop):
         [line] = wrong(look(ground, folder))
-    assert (line.level, "slot ovia_backup cannot be made" in line.text) == (Severity.FAIL, True)
+    assert (line.level, "slot ovia_backup cannot be created" in line.text) == (Severity.FAIL, True)
     assert line.sql == ("ALTER SYSTEM SET max_replication_slots = 12;",)
 
 

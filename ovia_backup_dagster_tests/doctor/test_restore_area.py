@@ -54,7 +54,7 @@ def test_a_system_that_only_dumps_is_a_warning(database: Connection, volume: Pat
     [line] = lines(system_of(replace(database, user=role.user), volume, bin_dir))
     assert line.level is Severity.WARN
     assert f"no role here may restore: RESTORE_POSTGRES_USER is not set, and as {role.user}, which dumps: " in line.text
-    assert "may not make or rename a database; database " in line.text
+    assert "may not create or rename a database; database " in line.text
     assert (
         "< deploy/restore-role.sql; then set RESTORE_POSTGRES_USER=ovia_restore and RESTORE_POSTGRES_PASSWORD"
         in line.fix
@@ -72,9 +72,9 @@ def test_a_role_that_may_not_restore_is_a_warning(
 ) -> None:
     role = new_role(database)
     found = lines(system_of(database, volume, bin_dir, RESTORE_POSTGRES_USER=role.user))
-    line = the(found, "it has not CREATEDB")
+    line = the(found, "it does not have CREATEDB")
     assert (line.level, f'ALTER ROLE "{role.user}" CREATEDB' in line.fix) == (Severity.WARN, True)
-    assert the(found, "has not its rights").level is Severity.WARN
+    assert the(found, "does not have its rights").level is Severity.WARN
     assert not any("may replace" in line.text for line in found)
 
 

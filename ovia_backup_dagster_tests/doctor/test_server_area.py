@@ -310,8 +310,8 @@ def test_another_server_than_the_last_dumps_is_a_warning(database: Connection, b
     system.dumper.dump(log=lambda _: None)
     assert not [line for line in doctor.server(system) if "another server" in line.text]
     publish(make_catalog(volume, database.database), datetime.now(UTC) + timedelta(minutes=1))
-    line = the(doctor.server(system), "this is another server than the one of the last dump")
-    told = "after a restore that is right; after a move, the first dump is bad until: ovia-backup accept latest; "
+    line = the(doctor.server(system), "this is not the server of the last dump")
+    told = "expected after a restore; after a move, the first dump is bad until: ovia-backup accept latest; "
     assert (line.level, line.fix) == (Severity.WARN, told + "else check POSTGRES_HOST")
     for path in (volume / Tier.DAILY.value).glob("*.json"):
         path.write_text("{")

@@ -407,7 +407,7 @@ def test_ctrl_c_ends_a_dump_and_leaves_nothing(cli: Cli, database: Connection, v
         _, stderr = dump.communicate(timeout=30)
 
     assert dump.returncode == 130
-    assert stderr.splitlines()[-1] == "ovia-backup: ended by Ctrl-C; nothing unfinished is left"
+    assert stderr.splitlines()[-1] == "ovia-backup: ended by Ctrl-C; nothing is left unfinished"
     assert list((volume / "daily").iterdir()) == []
 
 

@@ -324,7 +324,7 @@ def test_the_health_check_needs_no_database(full_bin_dir: Path, tmp_path: Path) 
     nowhere = Connection("127.0.0.1", free_port(), "ovia", "ovia")
     done = newcomer(nowhere, full_bin_dir, volume).doctor("--code-server", str(port))
     assert done.returncode == 1
-    assert "ok   volume    the volume can be read; the newest backup is not made yet" in done.stdout
+    assert "ok   volume    the volume can be read; there is no backup yet" in done.stdout
     assert f"fail dagster   the code server on port {port} does not answer: " in done.stdout
     done = newcomer(nowhere, full_bin_dir, tmp_path / "none").doctor("--code-server", str(port), "--json")
     levels = {line["area"]: line["level"] for line in json.loads(done.stdout)}

@@ -18,7 +18,7 @@ class Proxy:
 
     Attributes:
         to: the port, or the path of the Unix socket.
-        swallow_after: bytes from the server after which a connection stays silent for ever.
+        swallow_after: bytes from the server after which a connection stays silent forever.
         stop_reading_after: bytes from the client after which the proxy stops reading from it.
         pause: seconds between two chunks from the server.
     """

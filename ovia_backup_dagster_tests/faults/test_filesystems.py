@@ -72,12 +72,12 @@ def test_backups_work_without_links_fsync_and_modes(cli: Cli, catalog: Catalog) 
     said = "\n".join(lines_of(cli, "warn", **lacks))
     for words in (
         "has no hard links: a promoted backup is a copy, compared when it is made, and takes its own room (Input",
-        "does not put folders on the disk when it is asked to: after a power cut the newest backup may be missing",
+        "does not sync folders to the disk when asked to: after a power cut the newest backup may be missing",
         "keeps no modes: who may read a dump is decided by how it is mounted (Operation not permitted)",
     ):
         assert words in said
     assert not lines_of(cli, "fail", **lacks)
-    assert "its filesystem has locks, hard links and modes, and puts folders on the disk" in str(lines_of(cli, "ok"))
+    assert "its filesystem has locks, hard links and modes, and syncs folders to the disk" in str(lines_of(cli, "ok"))
     assert not list(catalog.root.glob(".probe*"))
 
 
@@ -116,7 +116,7 @@ def test_an_io_error_is_no_missing_filesystem_feature(cli: Cli, catalog: Catalog
     # The doctor reports the failing disk, and not a missing feature.
     failing = lines_of(cli, "fail", LACKING_FSYNC=str(errno.EIO))
     assert any("the disk, or the network to it, is failing (Input/output error)" in line for line in failing)
-    assert not any("when it is asked to" in line for line in lines_of(cli, "warn", LACKING_FSYNC=str(errno.EIO)))
+    assert not any("when asked to" in line for line in lines_of(cli, "warn", LACKING_FSYNC=str(errno.EIO)))
 
 
 # ---------------------------------------------------------------------------------- attributes that bind root, too

@@ -193,7 +193,7 @@ def test_sigterm_ends_a_dump_of_a_hanging_server(
     assert stuck == times
     guard.recovered()
     record(
-        fault="PostgreSQL stands still for ever",
+        fault="PostgreSQL stands still forever",
         how="`SIGSTOP` to all its processes at random moments of `dump`, then `SIGTERM` to the command, as the run's "
         "time limit sends it",
         times=times,

@@ -208,7 +208,7 @@ def held(source: Connection, statement: str) -> Iterator[str]:
 
 @pytest.mark.exhaustive
 def test_the_error_names_the_lock_and_its_holder(source: Connection, bin_dir: Path, tmp_path: Path) -> None:
-    """pg_dump times out on a table's lock but waits for ever for a sequence's. Both errors read alike."""
+    """pg_dump times out on a table's lock but waits forever for a sequence's. Both errors read alike."""
     for statement, name, lock, kind in (
         ("LOCK TABLE people IN ACCESS EXCLUSIVE MODE", "people", 3, errors.LockTimeoutError),
         ("DROP SEQUENCE lonely", "lonely", 60, errors.LockStalledError),

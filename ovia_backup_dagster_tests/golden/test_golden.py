@@ -507,14 +507,14 @@ def test_a_plans_word_is_valid_once(own: Catalog) -> None:
     other = order.model_copy(update={"mode": Mode.DROP})
     refusals: list[tuple[str, Callable[[], None]]] = [
         ("this is not what the plan ", lambda: words.redeem(word, other, backup, at)),
-        ("another one now", lambda: words.redeem(word, order, day(own, "2026-03-30"), at)),
+        ("a different one now", lambda: words.redeem(word, order, day(own, "2026-03-30"), at)),
         ("is too old", lambda: words.redeem(word, order, backup, at + LIFETIME)),
     ]
     for why, act in refusals:
         with pytest.raises(RestoreRefusedError, match=why):
             act()
     words.redeem(word, order, backup, at)
-    with pytest.raises(RestoreRefusedError, match="is not the word of a plan that waits"):
+    with pytest.raises(RestoreRefusedError, match="is not the word of a pending plan"):
         words.redeem(word, order, backup, at)
 
 

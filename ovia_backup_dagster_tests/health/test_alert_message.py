@@ -81,7 +81,7 @@ def test_the_title_names_what_is_wrong(question: Question, said: str) -> None:
     [
         (Question.RESTORES, JournalError, "cannot tell whether a restore is unfinished"),
         (Question.VOLUME, StalledVolumeError, "the backup volume does not answer"),
-        (Question.PROVEN, DrillOverdueError, "no restore drill has passed for long"),
+        (Question.PROVEN, DrillOverdueError, "no restore drill has passed for a long time"),
         (Question.PITR, ReceiverStoppedError, "the WAL receiver has stopped"),
         (Question.PITR, RecoveryPointError, "recent changes are not safe"),
         (Question.PITR, ServerReplacedError, "the server was replaced, and has no base backup"),

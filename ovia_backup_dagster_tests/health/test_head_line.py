@@ -50,7 +50,7 @@ def test_a_broken_log_is_named_with_the_next_command(log: StatementLog, tmp_path
     forgotten()
     said = with_log_head("All is well.", Signed(log)).splitlines()
     assert said[0] == "All is well."
-    assert said[1].startswith("Signed log: it is broken: the signature of statement 1 does not hold: ")
+    assert said[1].startswith("Signed log: it is broken: the signature of statement 1 is invalid: ")
     assert said[1].endswith(". Next: ovia-backup log verify")
     assert len(said) == 2
 

@@ -119,7 +119,7 @@ def other_roles(scene: Scene) -> None:
     scene.encrypt(scene.path(scene.today, ".globals.sql"), b"ALTER ROLE evil SUPERUSER;"[: len(ROLES)])
 
 
-def an_exchanged_verdict(scene: Scene) -> None:
+def a_replaced_verdict(scene: Scene) -> None:
     other = scene.path(scene.yesterday, ".verified.json").read_bytes()
     scene.path(scene.today, ".verified.json").write_bytes(other)
 

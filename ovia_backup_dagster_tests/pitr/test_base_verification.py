@@ -205,7 +205,7 @@ def test_each_layer_sees_what_no_other_one_does(made: dict[str, Specimen], tmp_p
     manifest = specimen.path("backup_manifest")
     with flipped(manifest, manifest.read_bytes().index(b'"Last-Modified": "2') + 20, 0):
         specimen.seal()
-        assert "backup_manifest cannot be used: it does not have the checksum at its end" in specimen.findings()
+        assert "backup_manifest cannot be used: it does not match the checksum at its end" in specimen.findings()
     # When the backup ended.
     specimen.seal()
     base = specimen.folder / "base.json"
@@ -306,7 +306,7 @@ def smuggled(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> 
             "pg_wal/000000010000000000000001 is not in backup_manifest",
         ),
         (smuggled("base/5/1", kind=tarfile.SYMTYPE), "base/5/1 is neither a file nor a folder"),
-        (smuggled("../evil", b"evil"), "../evil leads out of the data folder"),
+        (smuggled("../evil", b"evil"), "../evil leads out of the data directory"),
     ],
 )
 def test_what_was_added_to_a_tar_is_named(
@@ -329,7 +329,7 @@ def test_what_follows_the_compressed_end_is_named(kind: str, made: dict[str, Spe
         file.write(gzip.compress(more) if kind == "gzip" else zstandard.compress(more))
     specimen.seal()
 
-    assert f"{path.name} cannot be read to its end: something follows its end" in specimen.findings()
+    assert f"{path.name} cannot be read to its end: there is data after its end" in specimen.findings()
 
 
 def test_another_tar_in_the_folder_is_named(specimen: Specimen) -> None:

@@ -154,7 +154,7 @@ def test_the_loss_now_is_that_of_this_cluster(archive: ClusterArchive, cli: InPr
     write_status(archive.root, status)
     text = cli("recovery-window").stdout
     assert "changes that would be lost with the server now: the last 4" in text
-    assert "the most of the last day: 1 min" in text
+    assert "the most in the last day: 1 min" in text
     assert 40 <= cli.json("recovery-window")[1][0]["rpo_seconds"] < 60
 
     write_status(archive.root, status.model_copy(update={"system_identifier": "9"}))

@@ -113,7 +113,7 @@ def test_before_last_drop_finds_the_instant(history: History, cli: InProcessCli)
     assert plan["first_lost"]["xid"] == history.commits["truncate"]
     done = cli("restore", "--to", "before-last-drop", "--tables", "orders")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"public"."orders": 300 rows as they were are in schema restored_' in done.stdout
+    assert '"public"."orders": 300 rows, as they were, are in schema restored_' in done.stdout
     assert "300 of them are missing now" in done.stdout
     assert rows(history) == 0
     [line] = [line for line in done.stdout.splitlines() if line.startswith("note: to insert those: ")]

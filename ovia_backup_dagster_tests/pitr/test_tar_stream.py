@@ -79,9 +79,9 @@ def _headers(content: bytes) -> list[int]:
         (named("base/1", tarfile.LNKTYPE, "base/2"), "neither a file nor a folder"),
         (named("base/1", tarfile.FIFOTYPE), "neither a file nor a folder"),
         (named("base/1", tarfile.CHRTYPE), "neither a file nor a folder"),
-        (named("../evil"), "leads out of the data folder"),
-        (named("/etc/passwd"), "leads out of the data folder"),
-        (named("base/../../evil", tarfile.DIRTYPE), "leads out of the data folder"),
+        (named("../evil"), "leads out of the data directory"),
+        (named("/etc/passwd"), "leads out of the data directory"),
+        (named("base/../../evil", tarfile.DIRTYPE), "leads out of the data directory"),
         (named("base/" + "x" * 120), "neither a file nor a folder"),
     ],
 )
@@ -96,7 +96,7 @@ def test_other_entries_are_refused(info: tarfile.TarInfo, why: str, form: int) -
 
 
 def test_what_follows_the_end_is_refused() -> None:
-    with pytest.raises(TarFormatError, match="something follows its end"):
+    with pytest.raises(TarFormatError, match="there is data after its end"):
         read(packed([(named("a"), b"a")]) + packed([(named("b"), b"b")]))
 
 

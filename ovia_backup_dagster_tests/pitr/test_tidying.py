@@ -1,4 +1,4 @@
-"""What stands beside base backups and WAL goes when it is older than the window."""
+"""Files beside base backups and WAL are removed when they are older than the window."""
 
 from __future__ import annotations
 

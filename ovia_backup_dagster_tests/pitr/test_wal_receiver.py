@@ -330,7 +330,7 @@ def test_a_segment_that_cannot_be_replaced_is_set_aside(ground: Ground, volume: 
         assert path.name not in names
         assert name in names
         assert len(list((archive.folder / SET_ASIDE).rglob(path.name))) == 1
-        assert f"{path.name} is set aside, and missing in the archive" in running.log.read_text()
+        assert f"{path.name} was set aside, and is missing in the archive" in running.log.read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------- the slot
@@ -383,7 +383,7 @@ def test_a_lost_slot_leaves_a_hole_and_goes_on(ground: Ground, forgetful: None, 
         ground.execute("CHECKPOINT")
     with admin(ground.cluster) as session:
         assert session.execute("SELECT wal_status FROM pg_replication_slots").fetchone() == ("lost",)
-    remade = "slot ovia_backup has lost its WAL: it is dropped and made again"
+    remade = "slot ovia_backup has lost its WAL: it is dropped and created again"
     with receiver(ground, volume) as running:
         # Before that, it may seem to receive for a moment.
         running.until(lambda status: receiving(status) and remade in running.log.read_text())

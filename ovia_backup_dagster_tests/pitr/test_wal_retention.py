@@ -228,7 +228,7 @@ def test_a_window_on_each_timeline_is_covered() -> None:
 
 
 def test_an_abandoned_timeline_ages() -> None:
-    """After a promotion, the last base of the old timeline does not hold its WAL for ever."""
+    """After a promotion, the last base of the old timeline does not hold its WAL forever."""
     bases = base(DAY), base(20 * DAY, timeline=2), base(29 * DAY, timeline=2)
     whole = segments(1, *range(2 * DAY)) | segments(2, *range(2 * DAY, 30 * DAY))
     catalog = catalog_with(*bases, whole=whole, timelines=[forked(2, (1, 2 * DAY + 0.5))])

@@ -294,7 +294,7 @@ def test_damaged_records_are_seen_with_records(real: Real, monkeypatch: pytest.M
     found = real.found(records=True)
     # A record that begins in one segment and is damaged in another is named by its beginning.
     assert list(found) == [real.name(0), real.name(1), real.name(2)]
-    assert "a record in it does not have its checksum" in found[real.name(0)]
+    assert "a record in it has a wrong checksum" in found[real.name(0)]
     assert "incorrect resource manager data checksum" in found[real.name(0)]
     assert f"could not find a valid record after {real.segments[1].start(SIZE)}" in found[real.name(1)]
 

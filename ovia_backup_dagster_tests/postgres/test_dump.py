@@ -502,7 +502,7 @@ def test_a_volume_unmounted_during_a_dump_fails_it(ready: bool, dumper: Dumper, 
     with pytest.raises(errors.VolumeError if ready else errors.BackupError) as refused:
         dumper.dump(log=unmount)
 
-    assert refused.value.what.startswith((f"the backup folder {volume} is not what it was", "pg_dump of"))
+    assert refused.value.what.startswith((f"the backup folder {volume} is not the one that was locked", "pg_dump of"))
     assert snapshot(volume) == {}
     assert snapshot(gone) == {}
 
@@ -514,7 +514,7 @@ def test_a_lock_file_removed_during_a_dump_fails_it(dumper: Dumper, volume: Path
         if line.startswith("pg_dump of"):
             (volume / ".lock").unlink()
 
-    with pytest.raises(errors.VolumeError, match="is not what it was"):
+    with pytest.raises(errors.VolumeError, match="is not the one that was locked"):
         dumper.dump(log=remove)
 
     assert snapshot(volume) == {}

@@ -131,7 +131,7 @@ def test_the_doctor_warns_of_a_major_without_further_releases(
 
     assert said() == []
     monkeypatch.setitem(versions.MAJORS, 15, replace(MAJORS[15], last_release=date(2026, 1, 1)))
-    assert said() == ["PostgreSQL 15 had its last release on 2026-01-01: what is found in it stays"]
+    assert said() == ["PostgreSQL 15 had its last release on 2026-01-01: vulnerabilities found since then stay"]
 
 
 # ------------------------------------------------------------------------------------------ the table

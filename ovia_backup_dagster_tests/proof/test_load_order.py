@@ -322,9 +322,9 @@ BROKEN_AFTER_DATA = (
         (
             BROKEN_AFTER_DATA,
             (
-                "exclusion constraint is_apart of public.apart cannot be made: rows conflict",
-                "unique is_one of public.twice cannot be made: rows share a key",
-                "foreign key child_p_fkey (public.child → public.parent) cannot be made",
+                "exclusion constraint is_apart of public.apart cannot be created: rows conflict",
+                "unique is_one of public.twice cannot be created: rows share a key",
+                "foreign key child_p_fkey (public.child → public.parent) cannot be created",
             ),
             {"parent": 1, "child": 2, "twice": 2, "apart": 2},
         ),
@@ -406,7 +406,7 @@ def test_functions_that_need_a_search_path_are_lent_one(
         backup = drilling.dump()
         evidence = drilling.drill()
         assert not evidence.passed
-        assert "functions lean on search_path" in evidence.error
+        assert "functions depend on search_path" in evidence.error
         for remedy in (
             "app.norm2(text) SET search_path = app, pg_temp",
             "app.rate(text) SET search_path = app, pg_temp",

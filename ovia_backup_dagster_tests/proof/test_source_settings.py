@@ -227,9 +227,9 @@ def test_money_is_read_as_it_was_written(
     ("was", "now", "odd"),
     [
         ("2027-01-02 05:30:00+05:30", "2027-01-02 00:00:00+00", []),
-        ("2027-01-02 05:30:00+05:30", "2027-01-02 05:30:00+00", ["role r has another end of its password"]),
+        ("2027-01-02 05:30:00+05:30", "2027-01-02 05:30:00+00", ["role r has a different end of its password"]),
         ("infinity", "infinity", []),
-        ("infinity", "2027-01-02 00:00:00+00", ["role r has another end of its password"]),
+        ("infinity", "2027-01-02 00:00:00+00", ["role r has a different end of its password"]),
     ],
 )
 def test_a_passwords_expiry_is_compared_as_a_point_in_time(was: str, now: str, odd: list[str]) -> None:

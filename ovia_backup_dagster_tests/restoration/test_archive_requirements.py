@@ -104,7 +104,7 @@ ONLY_SUPERUSERS = {
     ),
     f"CREATE TABLE lent (a int); ALTER TABLE lent OWNER TO {OWNER}; GRANT SELECT ON lent TO {OTHER} WITH GRANT OPTION;"
     f"SET ROLE {OTHER}; GRANT SELECT ON lent TO PUBLIC; RESET ROLE": (
-        f"privileges that others than an owner granted, such as {OTHER}",
+        f"privileges granted by roles other than the owner, such as {OTHER}",
         "permission denied to set session authorization",
     ),
     f"CREATE TABLE theirs (a int); ALTER TABLE theirs OWNER TO {OTHER}": (
@@ -349,7 +349,7 @@ def test_too_few_sessions_are_an_obstacle(contrib: PortCluster, full_bin_dir: Pa
     server = replace(contrib.connection("postgres"), user=RESTORES)
     with backup_of(contrib, programs, tmp_path, f"SET ROLE {OWNER}; CREATE TABLE t (a int)") as backup:
         [obstacle], _ = told(server, programs, backup, jobs=64)
-        assert "lets 17 sessions in at a time: a restore with 64 jobs needs 69" in obstacle
+        assert "allows 17 sessions at a time: a restore with 64 jobs needs 69" in obstacle
         _, [warning] = told(server, programs, backup, jobs=12)
         assert re.search(r"has \d+ sessions free at the moment, and a restore with 12 jobs needs 17", warning)
         execute(contrib.connection("postgres"), f"ALTER ROLE {RESTORES} CONNECTION LIMIT 4")

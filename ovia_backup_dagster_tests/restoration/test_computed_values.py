@@ -40,7 +40,8 @@ def test_a_view_that_cannot_be_refreshed_has_its_command(site: Site) -> None:
         ('app."Div ided"', "division by zero"),
         ('app."on ""that"', 'materialized view "Div ided" has not been populated'),
     ):
-        note = f"to be refreshed by hand, in database {name}: REFRESH MATERIALIZED VIEW {view}; It could not be: {said}"
+        note = f"to be refreshed by hand, in database {name}: REFRESH MATERIALIZED VIEW {view}; "
+        note += f"It could not be refreshed: {said}"
         assert note in record.notes
         assert note in ended.output
     assert (one(site.live, "SELECT n FROM app.leans"), one(site.live, "SELECT n FROM app.on_it")) == (8, 9)

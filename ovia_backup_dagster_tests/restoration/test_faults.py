@@ -785,7 +785,9 @@ def test_the_postgres_database_can_be_restored(other: PortCluster, bin_dir: Path
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "has not its rights")]))
+@pytest.mark.parametrize(
+    ("rights", "said"), thinned([("NOCREATEDB", "CREATEDB"), ("CREATEDB", "does not have its rights")])
+)
 def test_a_role_without_the_rights_is_refused(site: Site, rights: str, said: str) -> None:
     role = f"weak_{site.live.database}"
     sql_in_server(site, f"CREATE ROLE {{}} LOGIN {rights}", role)
@@ -800,7 +802,7 @@ def test_a_role_without_the_rights_is_refused(site: Site, rights: str, said: str
         sql_in_server(site, "ALTER ROLE {} SET role = pg_monitor", role)
         refused = weak.restore()
         assert refused.refused()
-        assert f"role pg_monitor may not make or rename a database, as which role {role} acts" in refused.output
+        assert f"role pg_monitor may not create or rename a database, as which role {role} acts" in refused.output
         assert 'ALTER ROLE "pg_monitor" CREATEDB' in refused.output
         sql_in_server(site, "ALTER ROLE {} RESET role", role)
         # The role may create a database, but not give the objects in it to their owners.

@@ -68,8 +68,8 @@ def test_a_plan_lists_all_obstacles_at_once(full_server: PortCluster, full_bin_d
             planned = weak.restore("--plan", confirm=False)
             line = planned.refused()
             wanted = [
-                f"role {role} may not make or rename a database: it has not CREATEDB. Next: as a superuser: ",
-                f"database {site.live.database} belongs to postgres: role {role} has not its rights. Next: ",
+                f"role {role} may not create or rename a database: it does not have CREATEDB. Next: as a superuser: ",
+                f"database {site.live.database} belongs to postgres: role {role} does not have its rights. Next: ",
                 "holds: extension pg_stat_statements: only a superuser may: it is not marked as trusted there. Next: ",
                 "holds: publication FOR ALL TABLES everything: only a superuser may. Next: let a superuser restore",
                 f"role {role} may have 3 sessions at a time: a restore with 2 jobs needs ",
@@ -124,7 +124,8 @@ def test_a_role_without_createrole_is_reported(site: Site) -> None:
         sql_in_server(site, "DROP ROLE {}", owner)
         weak = site.with_settings(RESTORE_POSTGRES_USER=role)
         line = weak.restore("--create-roles", "--plan", confirm=False).refused()
-        assert f"role {role} may not make the roles that the server lacks and give them what is theirs: {owner}" in line
+        roles = "the roles that the server lacks and give them what is theirs"
+        assert f"role {role} may not create {roles}: {owner}" in line
         with admin_of(site) as session:
             session.execute(line.partition("as a superuser: ")[2].partition("; or ")[0])
         ended = weak.restore("--create-roles")

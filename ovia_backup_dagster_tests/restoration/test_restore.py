@@ -327,7 +327,7 @@ def test_a_resume_without_health_url_skips_the_check(site: Site) -> None:
         assert site.with_settings(HEALTH_URL="http://127.0.0.1:9/health").restore().killed
     ended = site.place.run("restore", "--resume")
     assert ended.code == 0, ended.output
-    assert "HEALTH_URL is not set any more" in ended.output
+    assert "HEALTH_URL is no longer set" in ended.output
 
 
 # ----------------------------------------------------------------------------------------------- the other modes
@@ -488,7 +488,7 @@ def test_restore_history_refuses_other_options(site: Site) -> None:
                 continue  # valid: gives up a restore that cannot be put back
             ended = site.place.run("restore", instead, *other)
             assert ended.code == 2, ended.output
-            assert f"means nothing together with {instead}" in ended.output
+            assert f"cannot be combined with {instead}" in ended.output
     assert site.place.run("restore", "--resume", "--abort").code == 2
     unfinished = RestoreFolder(site.place.catalog).unfinished()
     assert unfinished is not None

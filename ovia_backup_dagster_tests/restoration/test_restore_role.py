@@ -129,7 +129,7 @@ def test_the_role_copies_tables(restoring: Restoring) -> None:
     execute(restoring.site.live, "DELETE FROM people WHERE id < 3 AND id NOT IN (SELECT person FROM identities)")
     ended = restoring.weak.restore("--tables", "people,m.t", confirm=False)
     assert ended.code == 0, ended.output
-    assert "rows as they were are in schema restored_" in ended.output
+    assert "rows, as they were, are in schema restored_" in ended.output
 
 
 def test_the_role_swaps_undoes_and_forgets(restoring: Restoring) -> None:

@@ -138,7 +138,7 @@ def test_no_function_of_the_live_database_runs(site: Site) -> None:
     )
     done = site.place.run("restore", site.place.catalog.word(made), "--tables", "of_domain")
     assert done.code == 0, done.output
-    assert "how many of them are missing now is not known" in done.output
+    assert "it is not known how many of them are missing now" in done.output
     assert asked(site, "SELECT count(*) FROM ran") == [(0,)]
     *_, statement = printed(done.output, "to insert those: ")
     execute(site.live, statement)
@@ -179,7 +179,7 @@ def test_the_live_table_may_have_changed(site: Site) -> None:
             (["--tables", "people", "--mode", "drop"], "exclude --tables"),
             (["--tables", "people", "--into", "seen"], "are for whole databases, and exclude --tables"),
             (["--tables", "other.people"], "there is no table other.people in"),
-            (["--tables", "a.b.c"], "a.b.c is no table's name"),
+            (["--tables", "a.b.c"], "a.b.c is not the name of a table"),
             (["--tables", "people_pkey"], "there is no table people_pkey in"),
         ],
         daily=3,

@@ -1009,7 +1009,7 @@ def test_a_signal_after_the_end_points_to_the_history(site: Site, number: signal
     with mock.patch.object(restore_dialogue, "print_table", side_effect=lambda *_, **__: os.kill(os.getpid(), number)):
         ended = site.restore()
     assert ended.code == 128 + number
-    assert "nothing unfinished" not in ended.output
+    assert "nothing is left unfinished" not in ended.output
     assert "for its outcome: ovia-backup restore --history" in ended.output.splitlines()[-1]
     assert site.content() == site.then
     assert site.place.run("restore", "--history").output.count("done") == 1

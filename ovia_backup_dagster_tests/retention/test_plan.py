@@ -557,7 +557,7 @@ CASES = [
         zone="Pacific/Apia",
     ),
     Case(
-        "the old script's dumps that were never verified stay for ever, and count for nothing",
+        "the old script's dumps that were never verified stay forever, and count for nothing",
         """
         keep d 06-15
         keep d 06-14

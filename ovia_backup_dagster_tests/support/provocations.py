@@ -1068,7 +1068,7 @@ def fill(folder: Path) -> None:
     "could not access status of transaction",
     error=errors.ServerDataError,
     why="the server cannot read its own data: a disk or its memory is failing",
-    fix="keep all existing backups (stop daily_backup_schedule); copy the server's data folder",
+    fix="keep all existing backups (stop daily_backup_schedule); copy the server's data directory",
 )
 def the_servers_data_is_damaged(scene: Scene) -> Outcome:
     cluster = scene.server("damaged")
@@ -1226,7 +1226,7 @@ NOT_PROVOKED = {
     "connection is closed": "as above",
     r"no answer from the server for \d+ s": "ours, of a server that stands still: faults/test_stalls.py",
     "consuming input failed": "as above",
-    "server terminated abnormally": "stands below the line that is hit",
+    "server terminated abnormally": "is below the line that is hit",
     "could not open extension control file": "servers before 16 say it; 16 says the other, checked by its pg_restore",
     "SSL negotiation": "asks for a server that is no PostgreSQL",
     "Connection timed out": "the kernel gives up after two minutes, libpq after 15 seconds",

@@ -107,7 +107,7 @@ def today(swarm: Swarm, good: str) -> str:
 
 
 def test_restores_are_enabled_as_the_runbook_says(swarm: Swarm) -> None:
-    with pytest.raises(AssertionError, match="ovia_backup may not make or rename a database"):
+    with pytest.raises(AssertionError, match="ovia_backup may not create or rename a database"):
         swarm.console("restore", "latest", "--plan")
     # Ovia's database belongs to a superuser, so no other role can restore it. The attempt leaves nothing behind.
     assert "database ovia belongs to ovia, a superuser" in swarm.follow(ABLE, 0)
@@ -175,7 +175,7 @@ def test_a_restore_from_the_ui_shows_no_secret(swarm: Swarm, good: str, today: s
     assert "swap names: ovia becomes ovia_before_" in planned
     assert digest(swarm) == today
     refused = swarm.launch("restore_job", {"ops": {"restore": {"config": {"action": "restore", "confirm": "ovia"}}}})
-    assert "nothing was done: ovia is not the word of a plan that waits" in json.dumps(swarm.finished(refused))
+    assert "nothing was done: ovia is not the word of a pending plan" in json.dumps(swarm.finished(refused))
     assert digest(swarm) == today
     migrated = migrations()
     asked |= {"action": "restore", "confirm": re.findall(r"confirm: (ovia-\d{8}T\d{6}Z)", planned)[0]}

@@ -78,7 +78,7 @@ class Site:
         return self._launch("Materialize all")
 
     def launch_from_launchpad(self, name: str, config: str) -> tuple[str, str]:
-        """Launch a job with this config, follow the run; return the config that stood there, and how the run ended."""
+        """Launch a job with this config, follow the run; return the config that was there, and how the run ended."""
         self.choose("Jobs")
         self.page.get_by_role("link", name=name).click()
         self._button("arrow_drop_down").last.click()

@@ -25,7 +25,7 @@ def require_way_back(work: Work) -> None:
     order, oids = work.order, work.journal.data(SwapData).oids
     why, instead = "", ""
     if is_named(work):
-        why = "this restore has made it, it is live, and may have been written to"
+        why = "this restore created it; it is live, and may have been written to"
     elif is_lost(work):
         why = "mode drop has begun to drop it, and only a backup can bring it back"
         instead = f"; or give this backup up, to restore another: {command_to_give_up(order)}"

@@ -30,4 +30,4 @@ def to_start(work: Work, replicas: Mapping[str, int | None]) -> str:
 
 
 def to_ask_health(work: Work) -> str:
-    return f"to be asked by hand: {work.order.health_url}"
+    return f"to be checked by hand: {work.order.health_url}"

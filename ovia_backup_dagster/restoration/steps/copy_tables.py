@@ -45,7 +45,7 @@ class TablesStep(TakenStep):
             work.live_oid()
             live, schema, mark = work.target, order.tables_schema, self._mark
             if drop_schema(live, schema, mark):
-                work.log(f"schema {schema} of a killed attempt is dropped")
+                work.log(f"dropped schema {schema}, which a killed attempt left")
             owner = database_state(live, order.database).owner
             copied = copy_tables(live.to(order.incoming), live, order.tables, schema, mark, owner, work.log)
             rows = {each.name: each.rows for each in copied}
@@ -65,11 +65,11 @@ class TablesStep(TakenStep):
 
 def _notes(order: Order, copied: TableCopied) -> list[str]:
     schema = order.tables_schema
-    note = f"{copied.name}: {copied.rows:,} rows as they were are in schema {schema}"
+    note = f"{copied.name}: {copied.rows:,} rows, as they were, are in schema {schema}"
     if not copied.insert:
         return [f"{note}; the live database has no such table with a primary key, so compare by hand"]
     if copied.missing is None:
-        note += "; how many of them are missing now is not known"
+        note += "; it is not known how many of them are missing now"
     else:
         note += f"; {copied.missing:,} of them are missing now, by primary key"
     return [note, f"to insert those: psql -d {shell_word(order.database)} -c {shell_word(copied.insert)}"]

@@ -32,7 +32,7 @@ class NameStep(TakenStep):
             return NameData(notes=("it had its name already when its process ended",))
         if work.exists(order.database):
             raise CopyError(
-                f"{order.incoming} is proven, and cannot be named {order.database}: there is one at {order.place}",
+                f"{order.incoming} is proven, and cannot be named {order.database}: one exists at {order.place}",
                 why="another session created it meanwhile",
                 fix="see what is in it (psql -l); if it is to stay, rename it: ALTER DATABASE "
                 f"{sql_identifier(order.database)} RENAME TO ...; else drop it",

@@ -37,9 +37,9 @@ from ovia_backup_dagster.restoration.swap import database_state
 _SHOWN = 10
 #: Checks that only a drill makes, because they alter the copy or pass it to other programs.
 _NOT_IN_A_RESTORE = {
-    Check.CONTAINED: "what the backup contains runs in this server, as the role that restores",
+    Check.CONTAINED: "code in the backup runs on this server, as the role that restores",
     Check.CONTROL: "no row of a database that is to be live is deleted; the monthly drill does that",
-    Check.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is asked in the end",
+    Check.OWN_CHECK: "DRILL_CHECK_COMMAND is for copies; the services' own health is checked at the end",
 }
 
 
@@ -149,7 +149,7 @@ class RestoreStep(TakenStep):
         becomes = self.work.order.becomes
         empty = [view for view in proof.unrefreshed if not view.refreshed]
         notes = [
-            f"to be refreshed by hand, in database {becomes}: {view.command} It could not be: {view.said}"
+            f"to be refreshed by hand, in database {becomes}: {view.command} It could not be refreshed: {view.said}"
             for view in empty[:_SHOWN]
         ]
         if more := len(empty) - len(notes):
@@ -197,15 +197,15 @@ def make_roles(work: Work, backup: Backup) -> list[str]:
     except BadBackupError as error:
         if not order.even_if_damaged:
             raise
-        return [f"no roles were made: {error.why}"]
+        return [f"no roles were created: {error.why}"]
     if saved is None:
-        return ["no roles were saved with this backup: none were made"]
+        return ["no roles were saved with this backup: none were created"]
     # A new host gets all saved roles: the role that dumps owns nothing, and no object names it.
     schema = None if order.new_host else archives.schema_text(work.driller.verifier.programs, backup.path)
     server = other_database(work.target, order.database)
     lacking = roles.missing(server, saved, schema)
     notes = roles.create(server, saved, lacking, order.privileged_roles)
-    return [shortened(f"made roles: {', '.join(lacking)}"), *notes] if lacking else notes
+    return [shortened(f"created roles: {', '.join(lacking)}"), *notes] if lacking else notes
 
 
 def _salvage(proof: Proof, copy: targets.Copy, backup: Backup) -> Proven:

@@ -131,7 +131,7 @@ class HealthStep(TakenStep):
     def take(self) -> HealthData | None:
         work = self.work
         if not work.health_url:
-            return HealthData(notes=("health was not asked: HEALTH_URL is not set any more",))
+            return HealthData(notes=("health was not checked: HEALTH_URL is no longer set",))
         wait_until_healthy(work.health_url, _HEALTH_SECONDS, work.log)
         return None
 
