@@ -208,7 +208,7 @@ def test_an_object_that_grows_is_not_read_whole(scene: Scene) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_pipe_as_marker_does_not_hang_for_ever(scene: Scene) -> None:
+def test_a_pipe_as_marker_does_not_hang_forever(scene: Scene) -> None:
     program = replace(scene.site.remote.program, stall_seconds=2)
     scene = replace(scene, site=replace(scene.site, remote=replace(scene.site.remote, program=program)))
     a_pipe_as_marker(scene)

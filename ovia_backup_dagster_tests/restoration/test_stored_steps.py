@@ -112,7 +112,7 @@ def test_an_order_without_steps_has_those_of_version_1(mode: Mode) -> None:
         assert registry.steps_of(order(mode, **everything)) == ("warm",)
 
 
-def test_every_step_of_version_1_is_known_for_ever() -> None:
+def test_every_step_of_version_1_is_known_forever() -> None:
     for text in _STEPS_OF_0_1_0.values():
         for word in text.split(", "):
             assert registry.find_kind(word) is not None, word
