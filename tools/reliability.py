@@ -50,8 +50,8 @@ After every fault, a test checks the same three claims:
 * **A disk that lies about fsync.** The program believes the disk. The tests cut the power in the kernel, so they do not
   cover a drive's own cache.
 * **A volume that is not mounted when the run begins.** `BACKUP_DIR` is created when it is missing, so a run may make
-  its backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so
-  that its absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
+  its backup on the disk under the mount point. One that is unmounted in the middle is noticed. Mount the volume so that
+  its absence is an error (in a container, as a volume; on a host, `chattr +i` on the empty mount point).
 * **A server that hangs** for less than `BACKUP_STALL_MINUTES`, without breaking its connections. Until then the dump
   waits for it and holds the lock; then the dump is ended, and the error says what it was doing last. The alert is sent
   in any case.

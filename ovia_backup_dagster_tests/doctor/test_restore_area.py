@@ -183,7 +183,7 @@ def test_an_unhealthy_application_is_a_warning(
     with answering(status) as url, mock.patch.object(restores_module, "_HEALTH_SECONDS", 0.5):
         found = lines(system_of(database, volume, bin_dir, HEALTH_URL=url))
     assert found[-1].level is level
-    assert "well" in found[-1].text or "503" in found[-1].text
+    assert "healthy" in found[-1].text or "503" in found[-1].text
 
 
 def test_a_docker_that_does_not_answer_is_a_warning(database: Connection, volume: Path, bin_dir: Path) -> None:

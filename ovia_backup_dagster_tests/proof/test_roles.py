@@ -220,7 +220,7 @@ ALTERED = [
     ("ALTER ROLE owners CREATEDB", "bad", "role owners has gained CREATEDB"),
     ("ALTER ROLE boss NOBYPASSRLS NOLOGIN", "bad", "role boss no longer has LOGIN, BYPASSRLS"),
     ("CREATE ROLE stranger", "bad", "role stranger was created, but not saved"),
-    ("ALTER ROLE owners RENAME TO owner", "bad", "role owners was saved, but not made"),
+    ("ALTER ROLE owners RENAME TO owner", "bad", "role owners was saved, but not created"),
     ("GRANT pg_monitor TO owners", "bad", "role owners is now a member of pg_monitor"),
     ("REVOKE pg_read_all_data FROM boss", "bad", "role boss is not a member of pg_read_all_data"),
     ("REVOKE ADMIN OPTION FOR boss FROM owners", "bad", "role owners is with other options in boss"),

@@ -57,9 +57,9 @@ def test_lost_rows_are_inserted_by_the_printed_statement(site: Site) -> None:
     done = site.restore("--tables", "identities,public.people", confirm=False)
     assert done.code == 0, done.output
     [schema] = schemas(site)
-    assert '"public"."identities": 500 rows as they were' in done.output
+    assert '"public"."identities": 500 rows, as they were' in done.output
     assert "99 of them are missing now, by primary key" in done.output
-    assert '"public"."people": 500 rows as they were' in done.output
+    assert '"public"."people": 500 rows, as they were' in done.output
     assert asked(site, f"SELECT count(*), min(name) FROM {schema}.people WHERE id <= 500") == [(500, "person 1")]
     assert asked(site, "SELECT * FROM people ORDER BY id") == before
     [first, _] = [line for line in done.output.splitlines() if line.startswith("note: to insert those: ")]

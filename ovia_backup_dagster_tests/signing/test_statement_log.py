@@ -377,7 +377,7 @@ def test_each_statement_is_checked_with_the_key_of_its_time(root: Path) -> None:
         right = path.with_name(f"{path.name}.sig").read_bytes()
         signed_again(path, key)
         forgotten()
-        with pytest.raises(StatementLogError, match=f"signature of statement {int(path.stem)} is invalid"):
+        with pytest.raises(StatementLogError, match=rf"statement {int(path.stem)} (?:is invalid|does not count)"):
             list(log_in(root, key=NEW).check_each())
         path.with_name(f"{path.name}.sig").write_bytes(right)
 
