@@ -77,7 +77,8 @@ SELECT pg_reload_conf() AS reloaded \gset
 -- Print what is left to do. A rule for the database all does not match replication.
 WITH rules AS (
     SELECT rule_number, file_name, line_number, auth_method FROM pg_hba_file_rules
-    WHERE error IS NULL AND type <> 'local' AND 'replication' = ANY (database)
+    -- A line with an error has no type.
+    WHERE type <> 'local' AND 'replication' = ANY (database)
     AND NOT (address IN ('::1', 'localhost', 'samehost') OR starts_with(address, '127.'))
     AND EXISTS (
         SELECT FROM unnest(user_name) u WHERE u IN ('all', 'ovia_wal')
