@@ -308,14 +308,14 @@ def test_no_expected_table_is_a_warning(database: Connection, bin_dir: Path, vol
 def test_another_server_than_the_last_dumps_is_a_warning(database: Connection, bin_dir: Path, volume: Path) -> None:
     system = system_of(database, volume, bin_dir)
     system.dumper.dump(log=lambda _: None)
-    assert not [line for line in doctor.server(system) if "another server" in line.text]
+    assert not [line for line in doctor.server(system) if "not the server" in line.text]
     publish(make_catalog(volume, database.database), datetime.now(UTC) + timedelta(minutes=1))
     line = the(doctor.server(system), "this is not the server of the last dump")
     told = "expected after a restore; after a move, the first dump is bad until: ovia-backup accept latest; "
     assert (line.level, line.fix) == (Severity.WARN, told + "else check POSTGRES_HOST")
     for path in (volume / Tier.DAILY.value).glob("*.json"):
         path.write_text("{")
-    assert not [line for line in doctor.server(system) if "another server" in line.text]
+    assert not [line for line in doctor.server(system) if "not the server" in line.text]
 
 
 # ------------------------------------------------------------------------------------------ nothing is changed
