@@ -77,6 +77,7 @@ def test_switching_copies_on_sends_every_verified_backup(copying: Swarm) -> None
     assert copies(copying)[0] == copying.backups()[0]["name"]
 
 
+@pytest.mark.exhaustive
 def test_a_mounted_nas_is_a_remote(copying: Swarm) -> None:
     console, remote = copying.container("ovia-backup_console"), "OFFSITE_REMOTES=nas=/nas/ovia"
     for act in ("init", "copy"):

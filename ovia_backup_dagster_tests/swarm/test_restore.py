@@ -289,6 +289,7 @@ def migrations_fail() -> Iterator[None]:
         docker("service", "update", "--detach", "--replicas", "1", "--env-add", right, "ovia_migrate")
 
 
+@pytest.mark.exhaustive
 def test_a_failed_migration_undoes_only_with_auto_undo(swarm: Swarm, good: str, today: str) -> None:
     backup = swarm.variables["BACKUP"]
     with migrations_fail():

@@ -346,6 +346,7 @@ def test_the_daemon_is_killed_while_a_run_is_under_way(swarm: Swarm) -> None:
     swarm.succeeded(swarm.launch("daily_backup_job"))
 
 
+@pytest.mark.exhaustive
 def test_postgres_is_stopped_during_a_dump(swarm: Swarm) -> None:
     """The server is back within a minute, and the run tries the dump again by itself."""
     with dumps_wait(swarm):
