@@ -124,10 +124,12 @@ def test_the_ui_serves_the_demo(folder: Path) -> None:
         state = graphql(_STATE)
         repository = state["repositoriesOrError"]["nodes"][0]
         assert {s["name"]: s["scheduleState"]["status"] for s in repository["schedules"]} == {
+            "base_backup_schedule": "RUNNING",
             "daily_backup_schedule": "RUNNING",
             "history_pruning_schedule": "RUNNING",
             "kept_databases_schedule": "RUNNING",
             "offsite_verification_schedule": "RUNNING",
+            "pitr_drill_schedule": "RUNNING",
             "restore_drill_schedule": "RUNNING",
         }
         sensors = {s["name"]: s["sensorState"]["status"] for s in repository["sensors"]}
