@@ -24,6 +24,7 @@ from ovia_backup_dagster.core.files import is_folder
 from ovia_backup_dagster.postgres.data_stream import Log
 from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
 from ovia_backup_dagster.postgres.local_cluster import Cluster, account, account_id, may_enter
+from ovia_backup_dagster.postgres.process_end import end_process
 from ovia_backup_dagster.postgres.programs import Programs
 from ovia_backup_dagster.postgres.quoting import shell_word, sql_identifier
 from ovia_backup_dagster.postgres.sandbox import Limits, limit_of_processes
@@ -232,12 +233,7 @@ class ThrowawayServer:
 
     def end(self) -> None:
         """End the server and all processes that it started."""
-        self.process.terminate()
-        try:
-            self.process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process, _END_SECONDS)
 
 
 def _children(pid: int) -> list[int]:

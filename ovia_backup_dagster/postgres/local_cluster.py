@@ -24,6 +24,7 @@ from ovia_backup_dagster.core.errors import ProgramError, StalledError
 from ovia_backup_dagster.core.shell import shell_word
 from ovia_backup_dagster.postgres import shared_libraries
 from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
+from ovia_backup_dagster.postgres.process_end import end_process
 from ovia_backup_dagster.postgres.programs import Connection
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.server_messages import without_values
@@ -264,20 +265,10 @@ class Cluster:
                 code = process.wait(_PROGRAM_SECONDS)
             except BaseException:
                 with signals_deferred():
-                    _end(process)
+                    end_process(process, _END_SECONDS)
                 raise
             output.seek(0)
             return subprocess.CompletedProcess(command, code, output.read())
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program and what it started: a launcher ends all of that, which SIGKILL would not let it do."""
-    process.terminate()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def account() -> pwd.struct_passwd | None:

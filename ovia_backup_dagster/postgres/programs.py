@@ -37,6 +37,7 @@ from ovia_backup_dagster.core.deployment_hints import Hints
 from ovia_backup_dagster.core.errors import BackupError, CompressionUnsupportedError, ProgramMissingError
 from ovia_backup_dagster.postgres import shared_libraries
 from ovia_backup_dagster.postgres.deferred_signals import signals_deferred
+from ovia_backup_dagster.postgres.process_end import end_process
 from ovia_backup_dagster.postgres.sandbox import Sandbox
 from ovia_backup_dagster.postgres.watchdog import SessionProgress, Watch, Watchdog
 
@@ -425,15 +426,10 @@ def _raise_why(watchdog: Watchdog | None) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:
-    """End the process with SIGTERM, then SIGKILL; return ``False`` if it had already ended."""
+    """End the process; return ``False`` if it had already ended."""
     if process.poll() is not None:
         return False
-    process.terminate()
-    try:
-        process.wait(TERMINATE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end_process(process, TERMINATE_SECONDS)
     return True
 
 
